@@ -1,0 +1,115 @@
+"""Agreement of word lists, coherence, and the controls and intervals that go with them."""
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+LEVEL = 0.95
+
+
+def overlap_at_k(first: Tensor, second: Tensor) -> Tensor:
+    """Share of the k items of each list in `first` (n, k) that stand in `second` (n, m): (n,)."""
+    _check_lists(first, second)
+    return (first[:, :, None] == second[:, None, :]).any(2).float().mean(1)
+
+
+def jaccard_at_k(first: Tensor, second: Tensor) -> Tensor:
+    """Jaccard overlap |a & b| / |a | b| of paired lists without repeats, (n, k) and (n, m): (n,)."""
+    _check_lists(first, second)
+    both = (first[:, :, None] == second[:, None, :]).any(2).float().sum(1)
+    return both / (first.shape[1] + second.shape[1] - both)
+
+
+def shuffled(lists: Tensor, seed: int = 0) -> Tensor:
+    """The rows of `lists` (n, k) in another order, none in its own place: the pairing control."""
+    n = len(lists)
+    if n < 2:
+        raise ValueError(f"{n} row cannot be shuffled: at least 2 are needed")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    shift = torch.empty_like(order)
+    shift[order] = order.roll(1)  # one cycle through all rows: nobody stays
+    return lists[shift]
+
+
+def random_directions(n: int, d: int, seed: int = 0) -> Tensor:
+    """n standard normal vectors (n, d): the control of every reading."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+class Judge:
+    """Scores how much the words of a list belong together, in an embedding of *another* model.
+
+    `E` (d, e) embeds the judge's items; `ids` (m,) are the ids, in the vocabulary under test, of
+    the words the judge knows, `judge_ids` (m,) their ids in the judge's own (default: the same
+    vocabulary). Columns are centred over these words, rid of the `remove` leading principal
+    directions (what all words share and how frequent they are), and scaled to length 1.
+    `keep` is the mask (size,) of the words it can judge: read with the same mask.
+    """
+
+    def __init__(self, E: Tensor, ids: Tensor, size: int, judge_ids: Tensor | None = None,
+                 remove: int = 0):
+        judge_ids = ids if judge_ids is None else judge_ids
+        if ids.shape != judge_ids.shape:
+            raise ValueError(f"{len(ids)} words under test but {len(judge_ids)} of the judge's")
+        vectors = E.T[judge_ids]  # (m, d)
+        vectors = vectors - vectors.mean(0)
+        if remove:
+            _, directions = torch.linalg.eigh(vectors.T @ vectors)
+            top = directions[:, -remove:]
+            vectors = vectors - (vectors @ top) @ top.T
+        self.vectors = torch.nn.functional.normalize(vectors, dim=1)
+        self.row = torch.full((size,), -1)
+        self.row[ids] = torch.arange(len(ids))
+        self.keep = self.row >= 0
+
+    def coherence(self, lists: Tensor) -> Tensor:
+        """Mean cosine over all pairs of each list's words; lists (n, k) of ids -> (n,).
+
+        Raises ValueError if a list has a word the judge does not know, or fewer than 2 words.
+        """
+        k = lists.shape[-1]
+        if lists.ndim != 2 or k < 2:
+            raise ValueError(f"lists must be (n, k) with k >= 2, got {tuple(lists.shape)}")
+        rows = self.row[lists]
+        if (rows < 0).any():
+            raise ValueError("a list has words this judge does not know: read with keep=judge.keep")
+        total = torch.stack([self.vectors[r].sum(0) for r in rows.unbind()])  # (n, d)
+        return (total.square().sum(1) - k) / (k * (k - 1))
+
+
+def share_above(values: Tensor, control: Tensor, quantile: float = LEVEL) -> Tensor:
+    """Which of `values` (n,) lie above the quantile of `control` (m,): (n,) of 0 and 1.
+
+    Its mean is the readable share; 1 - quantile is chance.
+    """
+    return (values > torch.quantile(control.float(), quantile)).float()
+
+
+def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` (n,)."""
+    data = np.asarray(values, dtype=float)
+    if data.ndim != 1 or len(data) < 2:
+        raise ValueError(f"an interval needs at least 2 values in one row, got shape {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError("the values have NaN or infinite entries")
+    if data.min() == data.max():
+        return float(data[0]), float(data[0])
+    found = stats.bootstrap((data,), np.mean, n_resamples=resamples, confidence_level=LEVEL,
+                            method="percentile", rng=np.random.default_rng(seed), batch=200)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000, seed: int = 0) -> float:
+    """p-value that the mean of `first` (n,) exceeds that of `second` (m,) by chance of grouping."""
+    found = stats.permutation_test(
+        (np.asarray(first, dtype=float), np.asarray(second, dtype=float)),
+        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis), vectorized=True,
+        n_resamples=resamples, alternative="greater", rng=np.random.default_rng(seed), batch=200)
+    return float(found.pvalue)
+
+
+def _check_lists(first: Tensor, second: Tensor) -> None:
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError("expected lists (n, k) and (n, m) with the same n, got "
+                         f"{tuple(first.shape)} and {tuple(second.shape)}")

@@ -1,0 +1,169 @@
+"""Vocabulary items as a reader wants to see them, and which of them a list may show.
+
+`Vocabulary(tokenizer)` turns the pieces of any tokenizer (byte-level `Ġ`, WordPiece `##`,
+SentencePiece `▁`) into readable strings and builds the masks (e,) that lists are filtered with.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")  # place-holders that were never trained
+BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+class Vocabulary:
+    """The items of a tokenizer, ids 0 to e - 1.
+
+    `texts[i]` is the item's bare text ("movie", "ing"), `starts_word[i]` says whether a word
+    begins with it, `shown[i]` is what tables print: `movie`, or `-ing` for a piece that goes on a
+    word, `<E2>` for bytes that are no text, `\\n` for a line end.
+
+    `size`: e of the model where its embedding has more columns than the tokenizer has items.
+    `counts`: how often each item occurs in a corpus, (e,), for `min_count`.
+    """
+
+    def __init__(self, tokenizer, size: int | None = None, counts: Iterable[int] | None = None):
+        self.size = size or len(tokenizer)
+        raw = tokenizer.convert_ids_to_tokens(range(min(self.size, len(tokenizer))))
+        raw += [None] * (self.size - len(raw))
+        self.special = {i for i, piece in enumerate(raw) if piece is None or UNUSED.match(piece)}
+        self.special |= {i for i in tokenizer.all_special_ids if i < self.size}
+        self.special |= {i for i in getattr(tokenizer, "added_tokens_decoder", {}) if i < self.size}
+        marker = _marker(raw)
+        parts = [_read(piece, marker) if i not in self.special else (piece or f"<unused{i}>", True)
+                 for i, piece in enumerate(raw)]
+        self.texts = [text for text, _ in parts]
+        self.starts_word = [starts for _, starts in parts]
+        self.shown = [_show(text, starts) for text, starts in parts]
+        self.counts = None if counts is None else torch.as_tensor(list(counts))
+        if self.counts is not None and self.counts.shape != (self.size,):
+            raise ValueError(f"counts has shape {tuple(self.counts.shape)}, the vocabulary has "
+                             f"{self.size} items")
+
+    def __len__(self) -> int:
+        return self.size
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """Text of every whole word -> id (the smallest, where several read the same)."""
+        whole = self.keep(whole_words=True, ascii=False, classroom=False).tolist()
+        return {self.texts[i]: i for i in reversed(range(self.size)) if whole[i]}
+
+    def id(self, word: str) -> int:
+        """Return the id of a whole word, "movie"; ValueError with what to do if it is no item."""
+        if word not in self._ids:
+            near = [w for w in self._ids if w.lower() == word.lower() or w.startswith(word[:4])]
+            hint = f"; near it: {', '.join(sorted(near, key=len)[:5])}" if near and word else ""
+            raise ValueError(f"{word!r} is not one vocabulary item (it is cut into pieces){hint}")
+        return self._ids[word]
+
+    def ids(self, words: Iterable[str]) -> list[int]:
+        """Return the ids of several whole words."""
+        return [self.id(word) for word in words]
+
+    def keep(self, *, ascii: bool = True, alphabetic: bool = False, whole_words: bool = False,
+             min_count: int = 0, only: Iterable[str] | None = None,
+             classroom: bool = True) -> Tensor:
+        """Return the mask (e,) of the items a list may show; special items never are.
+
+        `ascii`: only printable ASCII; `alphabetic`: only letters; `whole_words`: a word begins
+        with it, letters only, at least three (pieces like " unc" that begin longer words cannot
+        be told from words); `min_count`: seen so often in the corpus; `only`: these texts;
+        `classroom`: no slurs or coarse words (on by default, turn off with False).
+        Raises ValueError when nothing is left, or for `min_count` without counts.
+        """
+        only = None if only is None else set(only)
+        if min_count and self.counts is None:
+            raise ValueError("min_count needs the items' counts: Vocabulary(..., counts=...)")
+        kept = torch.tensor([
+            i not in self.special and text.strip() != ""
+            and (not ascii or (text.isascii() and text.isprintable()))
+            and (not (alphabetic or whole_words) or text.isalpha())
+            and (not whole_words or (self.starts_word[i] and len(text) >= 3))
+            and (only is None or text in only)
+            and not (classroom and is_coarse(text))
+            for i, text in enumerate(self.texts)
+        ])
+        if min_count:
+            kept &= self.counts >= min_count
+        if not kept.any():
+            raise ValueError("no vocabulary item passes this filter: loosen it")
+        return kept
+
+
+def load_vocabulary(model, tokenizer) -> Vocabulary:
+    """Return the vocabulary of a loaded model, with the corpus counts of a bundled one."""
+    counts = Path(model.config._name_or_path) / "token_counts.json"
+    return Vocabulary(tokenizer, size=model.config.vocab_size,
+                      counts=json.loads(counts.read_text()) if counts.is_file() else None)
+
+
+def shared_words(first: Vocabulary, second: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Return ids (m,) and (m,) of the whole words that two vocabularies share, by their text.
+
+    Used to judge one model's lists in another's embedding. Case is ignored, and of doubles
+    ("The", "the") one is taken, in small letters where there is a choice: every word is once in
+    each column. Raises ValueError if there is none.
+    """
+    one, two = ({w.lower(): i for w, i in sorted(v._ids.items())} for v in (first, second))
+    allowed = first.keep(whole_words=True).tolist()
+    pairs = sorted((i, two[word]) for word, i in one.items() if allowed[i] and word in two)
+    if not pairs:
+        raise ValueError("the two vocabularies share no whole word")
+    ids = torch.tensor(pairs)
+    return ids[:, 0], ids[:, 1]
+
+
+def is_coarse(text: str) -> bool:
+    """Whether the classroom filter hides a text, a slur or a coarse word.
+
+    The list is kept as hashes, so that nobody has to read it in the repository.
+    """
+    word = "".join(c for c in text.lower() if c.isalpha())
+    return hashlib.sha256(word.encode("utf-8")).hexdigest()[:16] in _coarse_digests()
+
+
+@lru_cache(maxsize=1)
+def _coarse_digests() -> frozenset[str]:
+    path = resources.files("embspace_helpers") / "data" / "classroom.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def _marker(raw: list[str | None]) -> str:
+    """Tell the kind of a tokenizer by the mark its pieces carry."""
+    marks = {mark: sum(p is not None and p.startswith(mark) for p in raw) for mark in ("Ġ", "##", "▁")}
+    best = max(marks, key=marks.get)
+    return best if marks[best] else ""
+
+
+def _read(piece: str, marker: str) -> tuple[str, bool]:
+    """Return (bare text, starts a word) of a raw piece."""
+    if marker == "Ġ":
+        text = bytes(BYTES[c] for c in piece).decode("utf-8", "surrogateescape")
+        return (text[1:], True) if len(text) > 1 and text[0] == " " else (text, False)
+    if marker == "##":
+        return piece.removeprefix("##"), not piece.startswith("##")
+    if marker == "▁":
+        return (piece[1:], True) if len(piece) > 1 and piece[0] == marker else (piece, False)
+    return piece, True
+
+
+def _show(text: str, starts_word: bool) -> str:
+    """Make a text printable: escapes for line ends, hex for stray bytes, `-` before a suffix."""
+    shown = "".join(
+        f"<{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF  # a byte that is no text
+        else c if c.isprintable() and not c.isspace()
+        else "␠" if c == " " else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    return f"-{shown}" if not starts_word and text[:1].isalpha() else shown

@@ -1,0 +1,175 @@
+"""One environment, described five times: pyproject.toml, lock, conda, Binder and workflow."""
+
+import ast
+import os
+import re
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
+DECLARED = RUNTIME + [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("python-")
+
+# Declared, though no line of this project imports it, and why.
+NOT_IMPORTED = {
+    "accelerate": "transformers needs it to read a GGUF file",
+    "gguf": "transformers needs it to read a GGUF file",
+    "huggingface_hub": "pandas reads hf:// paths with it",
+    "ipykernel": "the kernel of the notebooks",
+    "ipywidgets": "progress bars and widgets in notebooks",
+    "jupyterlab": "make lab",
+    "nbconvert": "make run",
+    "pyarrow": "pandas reads parquet files with it",
+}
+
+
+def lock() -> dict[str, str]:
+    """The lock's pins, name to version."""
+    lines = (ROOT / "binder" / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def lines_of(path: str) -> list[str]:
+    """A requirements file's lines without comments."""
+    return [x for x in (ROOT / path).read_text().splitlines() if x and not x.startswith("#")]
+
+
+def needed(requirements: list[Requirement]) -> set[str]:
+    """Every package that the requirements install here, by the installed packages' metadata."""
+    found, seen, open_ = set(), set(), list(requirements)
+    while open_:
+        requirement = open_.pop()
+        name = canonicalize_name(requirement.name)
+        found.add(name)
+        for extra in {"", *requirement.extras} - {e for n, e in seen if n == name}:
+            seen.add((name, extra))
+            children = map(Requirement, requires(name) or [])
+            open_ += [c for c in children if not c.marker or c.marker.evaluate({"extra": extra})]
+    return found
+
+
+def imported(source: str, where: str) -> set[str]:
+    """Top-level names of the modules that a piece of source imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source, where)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def sources() -> dict[str, str]:
+    """All Python of the project, by place: modules, tests and notebooks' code cells."""
+    found = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for folder in ("embspace_helpers", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type == "code":
+                found[f"{path.name}, cell {number}"] = cell.source
+    return found
+
+
+def third_party() -> dict[str, set[str]]:
+    """Packages that the project imports, each with the places that do."""
+    distributions, local = packages_distributions(), {"embspace_helpers", "tests"}
+    local |= {path.stem for path in (ROOT / "tests").glob("*.py")}
+    found: dict[str, set[str]] = {}
+    for where, source in sources().items():
+        for module in imported(source, where) - local - set(sys.stdlib_module_names):
+            for name in distributions.get(module, [module]):
+                found.setdefault(canonicalize_name(name), set()).add(where)
+    return found
+
+
+def test_every_dependency_has_a_range_and_a_pin_inside_it():
+    for requirement in DECLARED:
+        assert ">=" in str(requirement.specifier), f"{requirement}: no lower bound"
+        pin = lock().get(canonicalize_name(requirement.name))
+        assert pin, f"{requirement.name} is not in binder/constraints.txt: run make lock"
+        assert pin in requirement.specifier, f"{requirement} does not allow the locked {pin}"
+
+
+def test_lock_has_exact_versions_and_no_local_build():
+    assert all(re.fullmatch(r"[\w.!]+", version) for version in lock().values()), "run make lock"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the lock was made on Linux")
+def test_lock_has_what_is_needed_and_nothing_else():
+    try:
+        wanted = {n for n in needed(DECLARED) if not re.match("cuda|nvidia|triton", n)}
+    except PackageNotFoundError as error:
+        pytest.fail(f"{error.name} is not installed: pip install -e '.[test]'")
+    missing, idle = wanted - set(lock()), set(lock()) - wanted
+    assert not missing, f"not in binder/constraints.txt, run make lock: {missing}"
+    if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
+        assert not idle, f"in binder/constraints.txt, needed by nothing, run make lock: {idle}"
+
+
+def test_python_is_the_same_everywhere():
+    assert f"python={PYTHON}" in CONDA
+    assert PROJECT["requires-python"] == f">={PYTHON}"
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert PYTHON in tested
+    assert all(version in SpecifierSet(PROJECT["requires-python"]) for version in tested)
+
+
+def test_conda_is_the_lock_with_its_own_cpu_torch():
+    assert f"pytorch={lock()['torch']}=cpu_*" in CONDA
+    assert [x.split("=")[0] for x in CONDA if isinstance(x, str)] == ["python", "pip", "pytorch"]
+    assert {"pip": ["-c binder/constraints.txt", "-e .[test]"]} in CONDA  # relative to the file
+
+
+def test_binder_is_the_lock_with_cpu_torch():
+    assert lines_of("binder/requirements.txt") == [
+        "--extra-index-url https://download.pytorch.org/whl/cpu",
+        "-c constraints.txt",  # relative to the file
+        "-e .[test]",  # relative to the repository's root, where repo2docker runs pip
+    ]
+    assert "python -m embspace_helpers.fetch" in lines_of("binder/postBuild")
+    assert os.name == "nt" or os.access(ROOT / "binder" / "postBuild", os.X_OK)
+
+
+def test_make_installs_the_lock():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "LOCK := binder/constraints.txt" in makefile
+    assert "-c $(LOCK) -e '.[test]'" in makefile
+
+
+def test_every_import_is_declared():
+    declared = {canonicalize_name(requirement.name) for requirement in DECLARED}
+    missing = {n: w for n, w in third_party().items() if n not in declared}
+    assert not missing, f"imported, but not declared in pyproject.toml: {missing}"
+
+
+def test_the_package_and_the_notebooks_do_not_need_the_test_extra():
+    runtime = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    for name, places in third_party().items():
+        places = {p for p in places if not p.startswith("tests") and "nbval_plugin" not in p}
+        assert not places or name in runtime, f"{name} is in the extra only, imported by {places}"
+
+
+def test_every_dependency_is_imported_or_explained():
+    declared = {canonicalize_name(requirement.name) for requirement in DECLARED}
+    used, explained = set(third_party()), set(NOT_IMPORTED)
+    idle, stale, unknown = declared - used - explained, explained & used, explained - declared
+    assert not idle, f"declared, but neither imported nor in NOT_IMPORTED: {idle}"
+    assert not stale, f"imported, so take it out of NOT_IMPORTED: {stale}"
+    assert not unknown, f"in NOT_IMPORTED, but not declared: {unknown}"
