@@ -15,9 +15,9 @@ READY := $(VENV)/.ready
 
 define check_python
 @command -v $(PYTHON) > /dev/null || \
-  { echo "There is no $(PYTHON). Name a Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+  { echo "There is no $(PYTHON). Name a Python 3.11 or newer: make lab PYTHON=python3.12"; exit 1; }
 @$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d, \
-this needs 3.11 or newer. Name one: make PYTHON=python3.12" % sys.version_info[:2])'
+this needs 3.11 or newer. Name one: make lab PYTHON=python3.12" % sys.version_info[:2])'
 endef
 
 help:

@@ -122,10 +122,12 @@ def architecture_of(model: nn.Module) -> tuple[str, Architecture]:
 class Parameters:
     """The parameters of `model` in the paper's shapes.
 
-    Attributes: `E` (d, e) input embeddings, one column per vocabulary item; `E_out` (d, e) what
-    projects the last state to logits, the same tensor if `tied` (or if the model has no output
-    embeddings, as a bare encoder); sizes `d`, `e`, `L`, `H`, `H_kv` (key-value heads), `d_h`,
-    `d_ff`; `key_kinds`, ("K",) or ("gate", "up"); `groups`, every name that `vectors` takes.
+    Attributes: `E` (d, e) input embeddings, one column per vocabulary item; `E_out` (d, e) output
+    embeddings, the same tensor if `tied` (or if the model has none, as a bare encoder). It turns
+    the last state, behind the final norm, into logits; but BERT's masked-LM head, a dense layer,
+    GELU and a norm that are not shown here, stands between the last state and E_out. Sizes `d`,
+    `e`, `L`, `H`, `H_kv` (key-value heads), `d_h`, `d_ff`; `key_kinds`, ("K",) or ("gate", "up");
+    `groups`, every name that `vectors` takes.
 
     Raises ValueError for an architecture outside the table or for weights that are not finite.
     """
@@ -169,12 +171,16 @@ class Parameters:
         return self.fold(weight, self.ff_norm(layer)) if fold_norm else weight
 
     def b_K(self, layer: int, kind: str | None = None) -> Tensor | None:
-        """Bias of the FF keys, (d_ff,), or None."""
+        """Bias of the FF keys, (d_ff,), or None. (Not that of attention keys, of W_K.)"""
         return _detached(self._keys(layer, kind).bias)
 
     def V(self, layer: int) -> Tensor:
         """FF values, (d_ff, d): row i is what neuron i writes."""
         return self.entry.value(self._block(layer)).weight.detach().T
+
+    def b_V(self, layer: int) -> Tensor | None:
+        """Bias of the FF values, (d,), or None: what the FF block writes whatever it reads."""
+        return _detached(self.entry.value(self._block(layer)).bias)
 
     # ---- attention
 

@@ -83,33 +83,48 @@ def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Return one stream of item ids (uint16): every text followed by the end-of-text item."""
     end = tokenizer.convert_tokens_to_ids(END)
-    stream = []
+    stream = [np.empty(0, dtype=np.uint16)]
     for start in range(0, len(texts), 2000):
         batch = tokenizer.backend_tokenizer.encode_batch(texts[start : start + 2000])
         stream += [np.array(e.ids + [end], dtype=np.uint16) for e in batch]
     return np.concatenate(stream)
 
 
+def cut(source: str, work: Path, size: int, given: PreTrainedTokenizerFast | None) -> None:
+    """Read the corpus, cut it with the `given` tokenizer or a new one, and leave it in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    train, held_out = read_corpus(source)
+    tokenizer = given or train_tokenizer(train, size)
+    tokenizer.save_pretrained(work / "tokenizer")
+    np.save(work / "train.npy", encode(train, tokenizer))
+    facts = {"train_reviews": len(train), "held_out_reviews": len(held_out),
+             "held_out_bytes": sum(len(t.encode("utf-8")) for t in held_out),
+             "trained_size": None if given else size}
+    (work / "facts.json").write_text(json.dumps(facts))
+    np.save(work / "held_out.npy", encode(held_out, tokenizer))  # written last
+
+
 def prepare(source: str, work: Path, size: int, tokenizer_from: Path | None) -> dict:
-    """Read, tokenize and cache the corpus in `work`; a second call reads the cache."""
+    """Read, tokenize and cache the corpus in `work`; a second call reads the cache.
+
+    Raises ValueError for a tokenizer of more items than `size`, or a cache cut by another one.
+    """
+    given = PreTrainedTokenizerFast.from_pretrained(tokenizer_from) if tokenizer_from else None
+    if given and len(given) > size:
+        raise ValueError(f"the tokenizer of {tokenizer_from} has {len(given)} items, "
+                         f"the model has room for {size}")
     if not (work / "held_out.npy").exists():
-        work.mkdir(parents=True, exist_ok=True)
-        train, held_out = read_corpus(source)
-        tokenizer = (PreTrainedTokenizerFast.from_pretrained(tokenizer_from) if tokenizer_from
-                     else train_tokenizer(train, size))
-        tokenizer.save_pretrained(work / "tokenizer")
-        np.save(work / "train.npy", encode(train, tokenizer))
-        held_out_bytes = sum(len(t.encode("utf-8")) for t in held_out)
-        facts = {"train_reviews": len(train), "held_out_reviews": len(held_out),
-                 "held_out_bytes": held_out_bytes}
-        (work / "facts.json").write_text(json.dumps(facts))
-        np.save(work / "held_out.npy", encode(held_out, tokenizer))  # written last
-    return {
-        "tokenizer": PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
-        "train": np.load(work / "train.npy"),
-        "held_out": np.load(work / "held_out.npy"),
-        **json.loads((work / "facts.json").read_text()),
-    }
+        cut(source, work, size, given)
+    facts = json.loads((work / "facts.json").read_text())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    trained = facts.pop("trained_size", len(tokenizer))  # None: the tokenizer was given
+    if (tokenizer.get_vocab() != given.get_vocab()) if given else trained != size:
+        asked = f"that of {tokenizer_from}" if given else f"one trained to {size} items"
+        raise ValueError(f"{work} holds a corpus cut by a {'trained' if trained else 'given'} "
+                         f"tokenizer of {len(tokenizer)} items, this run asks for {asked}: "
+                         "delete the folder or name another (--work)")
+    return {"tokenizer": tokenizer, "train": np.load(work / "train.npy"),
+            "held_out": np.load(work / "held_out.npy"), **facts}
 
 
 def batch_at(stream: np.ndarray, step: int, recipe: Recipe) -> torch.Tensor:
@@ -152,9 +167,14 @@ def new_optimizer(model: GPT2LMHeadModel, recipe: Recipe, device: str) -> torch.
 
 
 def steps_of(recipe: Recipe, stream: np.ndarray) -> tuple[int, int]:
-    """Return (steps per epoch, steps in all)."""
+    """Return (steps per epoch, steps in all); ValueError if the stream gives not one batch."""
     per_epoch = (len(stream) - recipe.context) // (recipe.batch * recipe.context)
-    return per_epoch, round(recipe.epochs * per_epoch)
+    total = round(recipe.epochs * per_epoch)
+    if total < 1:
+        raise ValueError(f"the training text is too short: {recipe.epochs:g} epochs of "
+                         f"{len(stream)} items, but a batch takes {recipe.batch} x "
+                         f"{recipe.context}, and {recipe.context} are left for the offset")
+    return per_epoch, total
 
 
 def decay_start(total: int, recipe: Recipe) -> int:
@@ -196,16 +216,21 @@ def train(model, data: dict, recipe: Recipe, out: Path, device: str, micro: int,
     """Train up to the recipe's epochs (or `stop_at` steps); resumes from `out`/checkpoint.pt.
 
     `micro`: sequences per forward pass; gradients add up over a batch. Returns the log: one
-    entry per tenth of an epoch: step, tokens, train and held-out loss, seconds so far.
+    entry per tenth of an epoch: step, tokens, train and held-out loss, seconds so far. Raises
+    ValueError for texts too short for one batch or checkpoints of another recipe or other data.
     """
     per_epoch, total = steps_of(recipe, data["train"])
+    if len(data["held_out"]) < recipe.context:
+        raise ValueError(f"the held-out text is too short: {len(data['held_out'])} items, the "
+                         f"loss is taken over pieces of {recipe.context}")
     tenth, loss_fn = max(1, per_epoch // 10), torch.compile(loss_of) if compiled else loss_of
     model.to(device).train()
     optimizer = new_optimizer(model, recipe, device)
-    log = {"recipe": asdict(recipe), "total": total, "curve": [], "seconds": 0.0, "step": 0}
+    log = {"recipe": asdict(recipe), "total": total, "train_items": len(data["train"]),
+           "curve": [], "seconds": 0.0, "step": 0}
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        log = resume(checkpoint, model, optimizer, recipe, total, device)
+        log = resume(checkpoint, model, optimizer, recipe, total, device, len(data["train"]))
     glimpse = data["held_out"][:GLIMPSE]
     recent = torch.tensor(log.pop("recent", 0.0), device=device)  # training loss since the last entry
     begun = time.monotonic() - log["seconds"]
@@ -244,11 +269,12 @@ def save_checkpoint(path: Path, model, optimizer, log: dict) -> None:
     half.replace(path)
 
 
-def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str) -> dict:
+def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str,
+           items: int) -> dict:
     """Load a checkpoint into model and optimizer; returns its log.
 
-    Raises ValueError if it was made with another recipe; only the epochs may differ, as long as
-    neither run has begun to lower its learning rate.
+    Raises ValueError if it was made from another number of training items or with another recipe;
+    only the epochs may differ, as long as neither run has begun to lower its learning rate.
     """
     saved = torch.load(path, map_location=device, weights_only=True)
     old, step = Recipe(**saved["log"]["recipe"]), saved["log"]["step"]
@@ -256,6 +282,9 @@ def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str
     if replace(old, epochs=recipe.epochs) != recipe or (old != recipe and begun):
         raise ValueError(f"{path} holds step {step} of a run with {old}; this run asks for "
                          f"{recipe}: delete it or choose another --out")
+    if saved["log"].setdefault("train_items", items) != items:
+        raise ValueError(f"{path} holds step {step} of a run on {saved['log']['train_items']} "
+                         f"training items, this run has {items}: delete it or choose another --out")
     saved["log"].update(recipe=asdict(recipe), total=total)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
@@ -266,16 +295,21 @@ def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str
 
 
 def write_folder(out: Path, name: str, model, data: dict, log: dict, device: str) -> None:
-    """Write a `from_pretrained` folder: float16 weights, tokenizer, token counts, model card."""
+    """Write a `from_pretrained` folder: float16 weights, tokenizer, token counts, model card.
+
+    Everybody may read its files (safetensors lets only the owner).
+    """
     model.eval().to("cpu").half().save_pretrained(out)
     data["tokenizer"].save_pretrained(out)
-    counts = np.bincount(data["train"], minlength=len(data["tokenizer"])).tolist()
+    counts = np.bincount(data["train"], minlength=model.config.vocab_size).tolist()
     (out / "token_counts.json").write_text(json.dumps(counts))
     (out / "training_log.json").write_text(json.dumps(log))
     half = GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32).to(device)
     recipe = Recipe(**log["recipe"])
     final = held_out_loss(half, data["held_out"], recipe, device)
     (out / "README.md").write_text(model_card(name, half.to("cpu"), data, log, final, device))
+    for file in filter(Path.is_file, out.iterdir()):
+        file.chmod(0o644)
 
 
 def sample_text(model, tokenizer, prompt: str = "This movie", items: int = 80) -> str:
@@ -323,7 +357,7 @@ embeddings, no dropout, erf GELU. Seed {r.seed}. Weights in float16.
 | --- | --- |
 | held-out perplexity per item | **{perplexity:.2f}** ({loss:.3f} nats; {bits:.3f} bits per byte), the float16 weights |
 | the same for item frequencies alone | {unigram:.0f} |
-| tokens seen | {tokens:.0f} M ({r.epochs:g} epochs of {epoch:.1f} M) |
+| tokens seen | {tokens:.1f} M ({r.epochs:g} epochs of {epoch:.1f} M) |
 | wall time | {minutes:.0f} minutes, {machine}, torch {torch}, bf16 autocast |
 
 ## Data
@@ -351,7 +385,7 @@ matrices, batches of {r.batch} x {r.context} items, gradient norm clipped at 1.
 It knows English only as movie reviews write it, repeats what reviewers think and how they say it, prejudices and
 coarse words included, and states nothing reliably. Trained again with
 
-    python -m embspace_helpers.pretrain {name} --data stanfordnlp/imdb --out build/{name}
+    python -m embspace_helpers.pretrain {name} --data stanfordnlp/imdb --epochs {r.epochs:g}
 """
 
 

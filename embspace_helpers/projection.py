@@ -7,6 +7,7 @@ two are derived in notebook 01.
 import html
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def reading_matrix(E: Tensor, reading: str = "transpose", remove: int = 3) -> Te
     - "orthogonal": R = (E_c E_c.T)^-1/2 E_c, square-root whitened: R R.T = I, so that R is its
       own right inverse and (x R) · (y R) = x · y exactly
 
-    "transpose" returns E itself, the others a new tensor. Raises ValueError for an unknown name
-    or an E that has not more columns than rows.
+    "transpose" returns E itself, the others a new tensor. Raises ValueError for an unknown name,
+    an E that has not more columns than rows, an impossible `remove`, or, for the two readings
+    that invert, columns of a rank below d.
     """
     if reading not in READINGS:
         raise ValueError(f"no reading {reading!r}: there are {', '.join(READINGS)}")
@@ -37,17 +39,27 @@ def reading_matrix(E: Tensor, reading: str = "transpose", remove: int = 3) -> Te
     if reading == "transpose":
         return E
     if reading == "pseudo-inverse":
-        return torch.linalg.solve((E @ E.T).double(), E.double()).to(E.dtype)
-    centred = E - E.mean(1, keepdim=True)
+        products = gram(E)
+        _check_rank(torch.linalg.eigvalsh(products), reading)
+        return torch.linalg.inv(products).to(E.dtype) @ E
+    mean = E.mean(1, keepdim=True)  # (d, 1)
     if reading == "centred":
-        return centred
-    variances, directions = torch.linalg.eigh((centred @ centred.T).double())  # ascending
+        return E - mean
+    variances, directions = torch.linalg.eigh(gram(E - mean))  # ascending
     if reading == "top-removed":
-        U = directions[:, len(variances) - remove :].to(E.dtype)
-        return centred - U @ (U.T @ centred)
-    floor = variances[-1] * 1e-10
-    root = directions @ torch.diag(variances.clamp_min(floor).rsqrt()) @ directions.T
-    return root.to(E.dtype) @ centred
+        if not 0 < remove < len(E):
+            raise ValueError(f"remove = {remove}, but it must be between 1 and {len(E) - 1}: "
+                             f"E has {len(E)} directions")
+        U = directions[:, -remove:].to(E.dtype)
+        return (E - mean) - U @ (U.T @ (E - mean))
+    _check_rank(variances, reading)
+    root = directions @ torch.diag(variances.rsqrt()) @ directions.T  # (d, d)
+    return root.to(E.dtype) @ (E - mean)
+
+
+def gram(E: Tensor, chunk: int = 4096) -> Tensor:
+    """E E.T, (d, d), summed in float64 over chunks of columns: exact enough to be inverted."""
+    return sum((part := c.double()) @ part.T for c in E.split(chunk, dim=1))
 
 
 def keep_k(x: Tensor, k: int) -> Tensor:
@@ -58,7 +70,14 @@ def keep_k(x: Tensor, k: int) -> Tensor:
     _check_k(k, x.shape[-1])
     if k == x.shape[-1]:
         return x.clone()
-    index = x.abs().topk(k, dim=-1).indices
+    sizes = x.abs()
+    if sizes.dtype == torch.float32:  # numpy's vectorised selection is several times faster
+        place = sizes.shape[-1] - k
+        least = torch.from_numpy(np.partition(sizes.numpy(force=True), place)[..., place, None])
+        kept = sizes >= least.to(x.device)
+        if int(kept.sum()) == k * kept[..., 0].numel():  # no ties at the threshold
+            return x * kept
+    index = sizes.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(x).scatter(-1, index, x.gather(-1, index))
 
 
@@ -116,18 +135,23 @@ class EmbeddingSpace:
         return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
 
     def words(self, x: Tensor, k: int = 10) -> list[str]:
-        """The k top words of one vector (d,), as shown."""
+        """The k top words of one vector (d,), as shown; ValueError for another shape."""
+        _check_vector(x)
         return [self.vocabulary.shown[i] for i in self.top(x, k)[1].tolist()]
 
     def table(self, vectors: dict[str, Tensor], k: int = 10, title: str = "") -> "WordTable":
         """A table of the top words of several named vectors (d,), side by side, with scores.
 
-        A score is in standard deviations of all the vector's scores above their mean.
+        A score is in standard deviations of all the vector's scores above their mean (0 for a
+        zero vector). Raises ValueError for another shape.
         """
+        _check_k(k, len(self.ids))
         columns = {}
         for name, x in vectors.items():
+            _check_vector(x, f" {name!r}")
             scores = self.project(x)  # (e_kept,)
-            best, index = ((scores - scores.mean()) / scores.std()).topk(k)
+            above = scores - scores.mean()
+            best, index = (above / scores.std() if above.any() else above).topk(k)
             words = [self.vocabulary.shown[i] for i in self.ids[index].tolist()]
             columns[name] = list(zip(words, best.tolist()))
         return WordTable(columns, title)
@@ -160,6 +184,18 @@ class WordTable:
             for row in zip(*self.columns.values()))
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _check_rank(variances: Tensor, reading: str) -> None:
+    rank = int((variances > 1e-10 * variances.max()).sum())
+    if rank < len(variances):
+        raise ValueError(f"no {reading!r} reading of this E: its columns have rank {rank}, it "
+                         f"needs rank d = {len(variances)}")
+
+
+def _check_vector(x: Tensor, name: str = "") -> None:
+    if x.ndim != 1:
+        raise ValueError(f"expected one vector (d,), got{name} of shape {tuple(x.shape)}")
 
 
 def _check_k(k: int, size: int) -> None:

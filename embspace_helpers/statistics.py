@@ -43,15 +43,19 @@ class Judge:
     `E` (d, e) embeds the judge's items; `ids` (m,) are the ids, in the vocabulary under test, of
     the words the judge knows, `judge_ids` (m,) their ids in the judge's own (default: the same
     vocabulary). Columns are centred over these words, rid of the `remove` leading principal
-    directions (what all words share and how frequent they are), and scaled to length 1.
+    directions (frequency rather than meaning: Mu and Viswanath, 2018), and scaled to length 1.
     `keep` is the mask (size,) of the words it can judge: read with the same mask.
     """
 
     def __init__(self, E: Tensor, ids: Tensor, size: int, judge_ids: Tensor | None = None,
-                 remove: int = 0):
+                 remove: int = 3):
         judge_ids = ids if judge_ids is None else judge_ids
         if ids.shape != judge_ids.shape:
             raise ValueError(f"{len(ids)} words under test but {len(judge_ids)} of the judge's")
+        most = min(len(E), len(ids) - 1)  # directions that centred words can span
+        if not 0 <= remove < most:
+            raise ValueError(f"remove = {remove}, but it must be at least 0 and below {most}: "
+                             f"the directions that {len(ids)} words in d = {len(E)} span")
         vectors = E.T[judge_ids]  # (m, d)
         vectors = vectors - vectors.mean(0)
         if remove:
@@ -88,11 +92,9 @@ def share_above(values: Tensor, control: Tensor, quantile: float = LEVEL) -> Ten
 
 def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `values` (n,)."""
-    data = np.asarray(values, dtype=float)
+    data = _finite(values)
     if data.ndim != 1 or len(data) < 2:
         raise ValueError(f"an interval needs at least 2 values in one row, got shape {data.shape}")
-    if not np.isfinite(data).all():
-        raise ValueError("the values have NaN or infinite entries")
     if data.min() == data.max():
         return float(data[0]), float(data[0])
     found = stats.bootstrap((data,), np.mean, n_resamples=resamples, confidence_level=LEVEL,
@@ -103,10 +105,17 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
 def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000, seed: int = 0) -> float:
     """p-value that the mean of `first` (n,) exceeds that of `second` (m,) by chance of grouping."""
     found = stats.permutation_test(
-        (np.asarray(first, dtype=float), np.asarray(second, dtype=float)),
+        (_finite(first), _finite(second)),
         lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis), vectorized=True,
         n_resamples=resamples, alternative="greater", rng=np.random.default_rng(seed), batch=200)
     return float(found.pvalue)
+
+
+def _finite(values: Tensor) -> np.ndarray:
+    data = np.asarray(values, dtype=float)
+    if not np.isfinite(data).all():
+        raise ValueError(f"{(~np.isfinite(data)).sum()} of {data.size} values are NaN or infinite")
+    return data
 
 
 def _check_lists(first: Tensor, second: Tensor) -> None:

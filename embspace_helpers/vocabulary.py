@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")  # place-holders that were never trained
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's pieces for single bytes
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
@@ -54,20 +55,31 @@ class Vocabulary:
 
     @cached_property
     def _ids(self) -> dict[str, int]:
+        """What tables print -> id: of doubles the one that starts a word, then the smallest."""
+        items = [i for i, text in enumerate(self.texts) if i not in self.special and text.strip()]
+        items.sort(key=lambda i: (not self.starts_word[i], i), reverse=True)  # the last one stays
+        return {self.shown[i]: i for i in items}
+
+    @cached_property
+    def _words(self) -> dict[str, int]:
         """Text of every whole word -> id (the smallest, where several read the same)."""
         whole = self.keep(whole_words=True, ascii=False, classroom=False).tolist()
         return {self.texts[i]: i for i in reversed(range(self.size)) if whole[i]}
 
     def id(self, word: str) -> int:
-        """Return the id of a whole word, "movie"; ValueError with what to do if it is no item."""
+        """Return the id of a word that is one item, as tables print it: "movie", "of", "1990".
+
+        A piece is asked for with its dash, "-ing". ValueError with the nearest items if none fits.
+        """
         if word not in self._ids:
-            near = [w for w in self._ids if w.lower() == word.lower() or w.startswith(word[:4])]
+            near = [w for w in self._ids if not is_coarse(w) and (
+                w.lower() == word.lower() or w.startswith(word[:4]) or w == f"-{word}")]
             hint = f"; near it: {', '.join(sorted(near, key=len)[:5])}" if near and word else ""
             raise ValueError(f"{word!r} is not one vocabulary item (it is cut into pieces){hint}")
         return self._ids[word]
 
     def ids(self, words: Iterable[str]) -> list[int]:
-        """Return the ids of several whole words."""
+        """Return the ids of several words, see `id`."""
         return [self.id(word) for word in words]
 
     def keep(self, *, ascii: bool = True, alphabetic: bool = False, whole_words: bool = False,
@@ -114,7 +126,7 @@ def shared_words(first: Vocabulary, second: Vocabulary) -> tuple[Tensor, Tensor]
     ("The", "the") one is taken, in small letters where there is a choice: every word is once in
     each column. Raises ValueError if there is none.
     """
-    one, two = ({w.lower(): i for w, i in sorted(v._ids.items())} for v in (first, second))
+    one, two = ({w.lower(): i for w, i in sorted(v._words.items())} for v in (first, second))
     allowed = first.keep(whole_words=True).tolist()
     pairs = sorted((i, two[word]) for word, i in one.items() if allowed[i] and word in two)
     if not pairs:
@@ -154,6 +166,8 @@ def _read(piece: str, marker: str) -> tuple[str, bool]:
     if marker == "##":
         return piece.removeprefix("##"), not piece.startswith("##")
     if marker == "▁":
+        if byte := BYTE.fullmatch(piece):
+            return bytes.fromhex(byte[1]).decode("utf-8", "surrogateescape"), False
         return (piece[1:], True) if len(piece) > 1 and piece[0] == marker else (piece, False)
     return piece, True
 

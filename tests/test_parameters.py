@@ -144,7 +144,7 @@ def test_feed_forward(case, layer):
     reads = [x @ p.K(layer, kind).T + (0 if p.b_K(layer, kind) is None else p.b_K(layer, kind))
              for kind in p.key_kinds]
     active = case.act(reads[0]) * (reads[1] if len(reads) == 2 else 1)
-    out = active @ p.V(layer) + bias(p.entry.value(p._block(layer)))
+    out = active @ p.V(layer) + (0 if p.b_V(layer) is None else p.b_V(layer))
     assert out.std() > 0.05
     close(out, case.seen["ff", layer][1])
 
@@ -276,7 +276,14 @@ def test_views_share_storage_and_need_no_gradient(case):
         assert view.untyped_storage().data_ptr() in owned, name
         assert not view.requires_grad, name
     assert not any(p.vectors(group, fold_norm=True).requires_grad for group in p.groups)
-    assert all(p.b_K(0, k) is None or not p.b_K(0, k).requires_grad for k in p.key_kinds)
+    biases = [p.b_V(0), *(p.b_K(0, k) for k in p.key_kinds)]
+    assert all(b is None or not b.requires_grad for b in biases)
+
+
+def test_bias_of_the_values(case):
+    b = case.p.b_V(1)
+    assert (b is None) == (case.kind in ("mistral", "qwen2"))
+    assert b is None or b.shape == (case.p.d,)
 
 
 def test_tied_and_untied_output_embeddings():
@@ -344,6 +351,7 @@ def test_labels(gpt2, llama):
 @pytest.mark.parametrize("call, parts", [
     (lambda p: p.K(2), ("no layer 2", "0 to 1")),
     (lambda p: p.V(-1), ("no layer -1", "0 to 1")),
+    (lambda p: p.b_V(2), ("no layer 2", "0 to 1")),
     (lambda p: p.W_O(0, 3), ("no head 3", "0 to 2")),
     (lambda p: p.W_Q(0, -1), ("no head -1", "0 to 2")),
     (lambda p: p.W_K(0, 3), ("no head 3", "0 to 2")),

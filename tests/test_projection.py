@@ -56,7 +56,7 @@ def test_centred(E):
     close(reading_matrix(E, "centred"), dense)
 
 
-@pytest.mark.parametrize("remove", [0, 1, 3, D - 1])
+@pytest.mark.parametrize("remove", [1, 3, D - 1])
 def test_top_removed_drops_the_leading_directions(E, remove):
     dense = E.numpy() - E.numpy().mean(1, keepdims=True)
     u, s, vt = np.linalg.svd(dense, full_matrices=False)
@@ -89,6 +89,22 @@ def test_errors_of_the_readings(E):
     for wrong in (E.T, random(4, 4), random(4), random(2, 3, 4)):
         with pytest.raises(ValueError, match=r"\(d, e\) with d < e, got \("):
             reading_matrix(wrong)
+
+
+@pytest.mark.parametrize("remove", [-1, 0, D, D + 1])
+def test_remove_is_checked(E, remove):
+    with pytest.raises(ValueError, match=f"remove = {remove}, .* between 1 and {D - 1}"):
+        reading_matrix(E, "top-removed", remove)
+
+
+@pytest.mark.parametrize("reading", ["pseudo-inverse", "orthogonal"])
+def test_a_singular_E_has_no_inverse(E, reading):
+    for flat in (torch.cat([E[:-1], 2 * E[:1] - E[1:2]]), torch.cat([E[:-1], 0 * E[:1]])):
+        for dtype in (torch.float64, torch.float32):
+            with pytest.raises(ValueError, match=f"'{reading}'.* rank {D - 1}, .* d = {D}"):
+                reading_matrix(flat.to(dtype), reading)
+    with pytest.raises(ValueError, match="rank 0"):
+        reading_matrix(torch.zeros(D, N), reading)
 
 
 # ---- keep_k
@@ -206,6 +222,21 @@ def test_table_scores_are_standard_deviations(E, vocabulary):
         close([score for _, score in table.columns[name]], z)
 
 
+def test_table_of_a_zero_vector(E, vocabulary):
+    table = EmbeddingSpace(E, vocabulary).table({"x": torch.zeros(D, dtype=E.dtype)}, k=3)
+    assert [score for _, score in table.columns["x"]] == [0.0] * 3
+
+
+def test_errors_of_tables_and_words(E, vocabulary):
+    space = EmbeddingSpace(E, vocabulary)
+    with pytest.raises(ValueError, match="k = 99.*between 1 and"):
+        space.table({"x": random(D)}, k=99)
+    with pytest.raises(ValueError, match=rf"one vector \(d,\), got 'x' of shape \(2, {D}\)"):
+        space.table({"x": random(2, D)})
+    with pytest.raises(ValueError, match=rf"one vector \(d,\), got of shape \(2, {D}\)"):
+        space.words(random(2, D))
+
+
 TABLE = WordTable({"L1N2": [("<b>&", 2.345), ("film", -1.0)], "a < b": [("x", 10.0), ("yy", 0.04)]},
                   "A & B")
 
@@ -225,26 +256,3 @@ def test_html_of_a_table_is_escaped():
     assert page.count("<tr>") == 3 and page.count("<td") == 4 and page.count("<th ") == 2
     assert page.index("2.3") < page.index("10.0") < page.index("-1.0") < page.index("yy")
     assert "<caption>" not in WordTable(TABLE.columns)._repr_html_()
-
-
-# ---- known gaps: a fix turns these red, then drop the mark
-
-
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="table() does not check k")
-def test_table_checks_k(E, vocabulary):
-    with pytest.raises(ValueError, match="k = 99"):
-        EmbeddingSpace(E, vocabulary).table({"x": random(D)}, k=99)
-
-
-@pytest.mark.xfail(strict=True, reason="remove is not checked: a negative slice start wraps")
-@pytest.mark.parametrize("remove", [-1, D + 1])
-def test_remove_is_checked(E, remove):
-    with pytest.raises(ValueError, match=f"remove = {remove}"):
-        reading_matrix(E, "top-removed", remove)
-
-
-@pytest.mark.xfail(strict=True, raises=torch.linalg.LinAlgError, reason="raw LinAlgError")
-def test_pseudo_inverse_of_a_singular_E(E):
-    flat = torch.cat([E[:-1], torch.zeros(1, N, dtype=E.dtype)])
-    with pytest.raises(ValueError, match="rank"):
-        reading_matrix(flat, "pseudo-inverse")

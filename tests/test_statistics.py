@@ -101,13 +101,13 @@ def test_coherence_against_a_double_loop(remove):
 
 def test_judge_of_the_same_vocabulary_and_the_limits_of_coherence():
     E = torch.tensor([[1.0, 1, -1, -1, 0], [0, 0, 0, 0, 9]])  # two camps, one word unknown
-    judge = Judge(E, torch.arange(4), size=5)
+    judge = Judge(E, torch.arange(4), size=5, remove=0)
     values = judge.coherence(torch.tensor([[0, 1], [2, 3], [0, 2], [1, 3]]))
     assert values.tolist() == pytest.approx([1, 1, -1, -1])
 
 
 def test_errors_of_the_judge():
-    judge = Judge(random_directions(4, 10), torch.tensor([1, 2, 3]), size=10)
+    judge = Judge(random_directions(4, 10), torch.tensor([1, 2, 3]), size=10, remove=1)
     with pytest.raises(ValueError, match="does not know: read with keep=judge.keep"):
         judge.coherence(torch.tensor([[1, 4]]))
     for wrong in (torch.tensor([1, 2]), torch.tensor([[1], [2]])):
@@ -115,6 +115,10 @@ def test_errors_of_the_judge():
             judge.coherence(wrong)
     with pytest.raises(ValueError, match="2 words under test but 3 of the judge's"):
         Judge(random_directions(4, 10), torch.tensor([1, 2]), 10, torch.tensor([1, 2, 3]))
+    for words, remove, most in ((3, 2, 2), (9, 4, 4), (9, -1, 4)):
+        with pytest.raises(ValueError, match=f"remove = {remove},.* below {most}: .* {words} words "
+                                             "in d = 4"):
+            Judge(random_directions(4, 10), torch.arange(words), 10, remove=remove)
 
 
 # ---- readable share, interval, p-value
@@ -172,10 +176,9 @@ def test_permutation_p_value_is_uniform_under_the_null():
     assert 0.1 < (p < 0.25).mean() < 0.4 and 0.1 < (p > 0.75).mean() < 0.4
 
 
-# ---- known gaps: a fix turns these red, then drop the mark
-
-
-@pytest.mark.xfail(strict=True, reason="NaN gives p = 0.0, the strongest result there is")
-def test_permutation_p_value_refuses_nan():
-    with pytest.raises(ValueError, match="NaN"):
-        permutation_p_value(torch.tensor([float("nan"), 1, 2]), torch.tensor([1.0, 2, 3]))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_permutation_p_value_refuses_nan(value):
+    damaged, whole = torch.tensor([value, 1, 2]), torch.tensor([1.0, 2, 3])
+    for pair in ((damaged, whole), (whole, damaged)):
+        with pytest.raises(ValueError, match="1 of 3 values are NaN or infinite"):
+            permutation_p_value(*pair)

@@ -98,6 +98,14 @@ def test_sentence_piece_pieces(piece, text, starts, shown):
     assert (v.texts[i], v.starts_word[i], v.shown[i]) == (text, starts, shown)
 
 
+@pytest.mark.parametrize("piece, text, shown", [
+    ("<0x0A>", "\n", "\\n"), ("<0xE2>", "\udce2", "<E2>"), ("<0x41>", "A", "-A")])
+def test_sentence_piece_bytes(piece, text, shown):
+    v = Vocabulary(sentence_piece([piece]))
+    assert (v.texts[-1], v.starts_word[-1], v.shown[-1]) == (text, False, shown)
+    assert v.keep()[-1] == (piece == "<0x41>")
+
+
 def test_special_items_are_never_kept():
     for tokenizer, special in ((byte_level(), BYTE_LEVEL[:1]), (word_piece(), WORD_PIECE[:4]),
                                (sentence_piece(), SENTENCE_PIECE[:2])):
@@ -184,12 +192,28 @@ def test_ids(bytes_):
     assert Vocabulary(sentence_piece()).id("film") == SENTENCE_PIECE.index("▁film")
 
 
+@pytest.mark.parametrize("word, piece", [
+    ("of", "Ġof"), ("1990", "Ġ1990"), ("!", "!"), ("(", "Ġ("), ("-ing", "ing"), ("-movie", "movie"),
+])
+def test_id_takes_what_tables_print(bytes_, word, piece):
+    assert bytes_.id(word) == BYTE_LEVEL.index(piece)
+    assert bytes_.shown[bytes_.id(word)] == word
+
+
+def test_of_doubles_id_takes_the_one_that_starts_a_word():
+    v = Vocabulary(sentence_piece(["90", "▁90", "(", "▁("]))
+    for word in ("90", "("):
+        assert v.shown.count(word) == 2 and v.id(word) == v.texts.index(word) + 1
+        assert v.starts_word[v.id(word)]
+
+
 def test_a_coarse_word_can_be_asked_for_by_name(bytes_):
     assert bytes_.id("arse") == BYTE_LEVEL.index("Ġarse")
 
 
 @pytest.mark.parametrize("word, hint", [
     ("Movie", "near it: movie"), ("movieland", "near it: movie, movies"), ("THE", "the, The"),
+    ("ing", "near it: -ing"), ("19", "near it: 1990"), ("ARSE", "pieces\\)"),
 ])
 def test_a_word_that_is_no_item_is_named_with_its_neighbours(bytes_, word, hint):
     with pytest.raises(ValueError, match=f"^'{word}' is not one vocabulary item.*{hint}$"):
@@ -198,9 +222,10 @@ def test_a_word_that_is_no_item_is_named_with_its_neighbours(bytes_, word, hint)
         bytes_.ids(["the", word])
 
 
-@pytest.mark.parametrize("word", ["zebra", "", " "])
+@pytest.mark.parametrize("word", ["zebra", "", " ", "<|endoftext|>"])
 def test_no_hint_where_nothing_is_near(bytes_, word):
-    with pytest.raises(ValueError, match=f"^'{word}' is not one vocabulary item [^;]*$"):
+    with pytest.raises(ValueError,
+                       match=f"^'{re.escape(word)}' is not one vocabulary item [^;]*$"):
         bytes_.id(word)
 
 
@@ -274,21 +299,3 @@ def test_load_vocabulary_takes_the_counts_of_the_folder(tmp_path):
     (tmp_path / "token_counts.json").write_text(json.dumps(list(range(n))))
     v = load_vocabulary(model, byte_level())
     assert len(v) == n and v.counts.tolist() == list(range(n))
-
-
-# ---- known gaps: a fix turns these red, then drop the mark
-
-
-@pytest.mark.xfail(strict=True, reason="SentencePiece's byte pieces <0x0A> are read as text")
-@pytest.mark.parametrize("piece, shown", [("<0x0A>", "\\n"), ("<0xE2>", "<E2>")])
-def test_sentence_piece_bytes(piece, shown):
-    v = Vocabulary(sentence_piece([piece]))
-    assert v.shown[-1] == shown and not v.keep()[-1]
-
-
-@pytest.mark.xfail(strict=True, reason="' of' is one item, but shorter than three letters")
-@pytest.mark.parametrize("word", ["of", "1990"])
-def test_an_item_that_is_no_whole_word_is_not_called_cut_into_pieces(bytes_, word):
-    with pytest.raises(ValueError) as error:
-        bytes_.id(word)
-    assert "cut into pieces" not in str(error.value)
