@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,6 +31,8 @@ def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
         figure.suptitle(takeaway, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for ax, title in zip(axes[0], titles):
             ax.set_title(title)
+        interactive = matplotlib.is_interactive()  # a notebook's first figure turns it on
+    matplotlib.interactive(interactive)  # and rc_context would turn it off: no figure would show
     return figure, list(axes[0])
 
 

@@ -16,7 +16,8 @@ from embspace_helpers.vocabulary import Vocabulary
 READINGS = ("transpose", "pseudo-inverse", "centred", "top-removed", "orthogonal")
 
 
-def reading_matrix(E: Tensor, reading: str = "transpose", remove: int = 3) -> Tensor:
+def reading_matrix(E: Tensor, reading: str = "transpose", remove: int = 3,
+                   columns: Tensor | None = None) -> Tensor:
     """Return R of shape (d, e) with which a vector x of the stream is read as x R.
 
     R is the transposed E' of the paper. With m the mean column of E, and E_c = E - m:
@@ -28,33 +29,42 @@ def reading_matrix(E: Tensor, reading: str = "transpose", remove: int = 3) -> Te
     - "orthogonal": R = (E_c E_c.T)^-1/2 E_c, square-root whitened: R R.T = I, so that R is its
       own right inverse and (x R) · (y R) = x · y exactly
 
-    "transpose" returns E itself, the others a new tensor. Raises ValueError for an unknown name,
-    an E that has not more columns than rows, an impossible `remove`, or, for the two readings
-    that invert, columns of a rank below d.
+    `columns` (m,): only these of R's columns, (d, m). "transpose" without `columns` returns E
+    itself, all else a new tensor. Raises ValueError for an unknown name, an E that has not more
+    columns than rows, an impossible `remove`, or, for the two readings that invert, columns of a
+    rank below d.
     """
     if reading not in READINGS:
         raise ValueError(f"no reading {reading!r}: there are {', '.join(READINGS)}")
     if E.ndim != 2 or E.shape[0] >= E.shape[1]:
         raise ValueError(f"E must be (d, e) with d < e, got {tuple(E.shape)}: transposed?")
+    chosen = E if columns is None else E[:, columns]
     if reading == "transpose":
-        return E
-    if reading == "pseudo-inverse":
-        products = gram(E)
-        _check_rank(torch.linalg.eigvalsh(products), reading)
-        return torch.linalg.inv(products).to(E.dtype) @ E
+        return chosen
     mean = E.mean(1, keepdim=True)  # (d, 1)
     if reading == "centred":
-        return E - mean
-    variances, directions = torch.linalg.eigh(gram(E - mean))  # ascending
-    if reading == "top-removed":
-        if not 0 < remove < len(E):
-            raise ValueError(f"remove = {remove}, but it must be between 1 and {len(E) - 1}: "
-                             f"E has {len(E)} directions")
-        U = directions[:, -remove:].to(E.dtype)
-        return (E - mean) - U @ (U.T @ (E - mean))
-    _check_rank(variances, reading)
-    root = directions @ torch.diag(variances.rsqrt()) @ directions.T  # (d, d)
-    return root.to(E.dtype) @ (E - mean)
+        return chosen - mean
+    M = _reading_map(E, mean, reading, remove).to(E.dtype)  # (d, d)
+    R = M @ chosen
+    return R if reading == "pseudo-inverse" else R.sub_(M @ mean)
+
+
+def _reading_map(E: Tensor, mean: Tensor, reading: str, remove: int) -> Tensor:
+    """Return M, (d, d) in float64, with R = M E (pseudo-inverse) or R = M (E - mean)."""
+    products = gram(E)  # (d, d)
+    if reading == "pseudo-inverse":
+        _check_rank(torch.linalg.eigvalsh(products), reading)
+        return torch.linalg.inv(products)
+    products -= E.shape[1] * mean.double() @ mean.double().T  # E_c E_c.T
+    variances, directions = torch.linalg.eigh(products)  # ascending
+    if reading == "orthogonal":
+        _check_rank(variances, reading)
+        return directions @ torch.diag(variances.rsqrt()) @ directions.T
+    if not 0 < remove < len(E):
+        raise ValueError(f"remove = {remove}, but it must be between 1 and {len(E) - 1}: "
+                         f"E has {len(E)} directions")
+    U = directions[:, -remove:]  # (d, remove)
+    return torch.eye(len(E), dtype=U.dtype) - U @ U.T
 
 
 def gram(E: Tensor, chunk: int = 4096) -> Tensor:
@@ -101,27 +111,23 @@ class EmbeddingSpace:
             raise ValueError(f"keep has shape {tuple(keep.shape)}, expected ({len(vocabulary)},)")
         self.vocabulary, self.reading = vocabulary, reading
         self.ids = keep.nonzero().squeeze(1)  # (e_kept,) vocabulary ids of the scored columns
-        self.R = reading_matrix(E, reading, remove)  # (d, e), or (d, e_kept) where that is small
         self._late = 2 * len(self.ids) > E.shape[1]  # choose columns of the scores, not of R
-        if not self._late:
-            self.R = self.R[:, self.ids]
+        self._dropped = (~keep).nonzero().squeeze(1)
+        columns = None if self._late else self.ids
+        self.R = reading_matrix(E, reading, remove, columns)  # (d, e) or (d, e_kept)
 
     def project(self, x: Tensor) -> Tensor:
         """Scores of x, (d,) or (n, d), for every kept item: (e_kept,) or (n, e_kept)."""
-        if x.shape[-1] != self.R.shape[0]:
-            raise ValueError(f"vectors have {x.shape[-1]} entries, this space is read from "
-                             f"d = {self.R.shape[0]}: shape {tuple(x.shape)}")
-        if not x.isfinite().all():
-            raise ValueError("the vectors have NaN or infinite entries")
+        _check_rows(x, self.R)
         scores = x @ self.R
         return scores[..., self.ids] if self._late else scores
 
-    def top(self, x: Tensor, k: int = 10, batch: int = 1024,
+    def top(self, x: Tensor, k: int = 10, batch: int = 256,
             by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """The k best items of each row of x, (n, d): scores (n, k) and vocabulary ids (n, k).
 
         Best is largest, or largest in magnitude. Streams over `batch` rows: memory is
-        batch x e_kept, whatever n. One vector (d,) gives (k,) and (k,).
+        batch x e numbers, whatever n. One vector (d,) gives (k,) and (k,).
         """
         _check_k(k, len(self.ids))
         if x.ndim == 1:
@@ -129,9 +135,13 @@ class EmbeddingSpace:
             return scores[0], ids[0]
         found = []
         for rows in x.split(batch):
-            scores = self.project(rows)  # (batch, e_kept)
-            index = (scores.abs() if by_magnitude else scores).topk(k, dim=-1).indices
-            found.append((scores.gather(-1, index), self.ids[index]))
+            _check_rows(rows, self.R)
+            scores = rows @ self.R  # (batch, e) or (batch, e_kept)
+            order = scores.abs() if by_magnitude else scores
+            if self._late:
+                order[:, self._dropped] = -torch.inf
+            index = order.topk(k, dim=-1).indices
+            found.append((scores.gather(-1, index), index if self._late else self.ids[index]))
         return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
 
     def words(self, x: Tensor, k: int = 10) -> list[str]:
@@ -191,6 +201,14 @@ def _check_rank(variances: Tensor, reading: str) -> None:
     if rank < len(variances):
         raise ValueError(f"no {reading!r} reading of this E: its columns have rank {rank}, it "
                          f"needs rank d = {len(variances)}")
+
+
+def _check_rows(x: Tensor, R: Tensor) -> None:
+    if x.shape[-1] != R.shape[0]:
+        raise ValueError(f"vectors have {x.shape[-1]} entries, this space is read from "
+                         f"d = {R.shape[0]}: shape {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("the vectors have NaN or infinite entries")
 
 
 def _check_vector(x: Tensor, name: str = "") -> None:
