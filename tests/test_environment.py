@@ -26,7 +26,7 @@ PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("pyt
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to read a GGUF file",
     "gguf": "transformers needs it to read a GGUF file",
-    "huggingface_hub": "pandas reads hf:// paths with it",
+    "huggingface-hub": "pandas reads hf:// paths with it",
     "ipykernel": "the kernel of the notebooks",
     "ipywidgets": "progress bars and widgets in notebooks",
     "jupyterlab": "make lab",
