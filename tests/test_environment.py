@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from embspace_helpers.notebooks import KERNEL_ENV
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
@@ -25,7 +27,6 @@ PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("pyt
 # Declared, though no line of this project imports it, and why.
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to read a GGUF file",
-    "gguf": "transformers needs it to read a GGUF file",
     "huggingface-hub": "pandas reads hf:// paths with it",
     "ipykernel": "the kernel of the notebooks",
     "ipywidgets": "progress bars and widgets in notebooks",
@@ -157,6 +158,11 @@ def test_every_import_is_declared():
     declared = {canonicalize_name(requirement.name) for requirement in DECLARED}
     missing = {n: w for n, w in third_party().items() if n not in declared}
     assert not missing, f"imported, but not declared in pyproject.toml: {missing}"
+
+
+def test_binder_gives_memory_back_as_the_tests_do():
+    start = (ROOT / "binder" / "start").read_text()
+    assert f"export MALLOC_MMAP_THRESHOLD_={KERNEL_ENV['MALLOC_MMAP_THRESHOLD_']}\n" in start
 
 
 def test_the_package_and_the_notebooks_do_not_need_the_test_extra():
