@@ -45,6 +45,7 @@ $(READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install $(PIP_FLAGS) -c $(LOCK) -e '.[test]'
 	$(PY) -m embspace_helpers.fetch
+	$(PY) -m embspace_helpers.atlas
 	@touch $@
 
 lock:

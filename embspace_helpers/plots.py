@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import normalize
 
 # Okabe and Ito (2008), told apart by all common kinds of colour vision; in order of use
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -71,3 +74,94 @@ def caption(ax: Axes, x: str, y: str, columns: int = 1) -> None:
     ax.set_ylabel(y)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False, fontsize=9, ncols=columns)
+
+
+def heatmap(ax: Axes, table: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str],
+            label: str, centre: float | None = None, numbers: bool = False,
+            low: float | None = None, high: float | None = None) -> None:
+    """A table (n, m) as colours, with a bar for the scale (`label`: what it shows, and its unit).
+
+    `centre`: the value that is white, where both sides of it mean something (chance, zero).
+    `numbers`: print each entry. `low`, `high`: ends of the scale, for panels to compare.
+    """
+    values = np.asarray(table, dtype=float)
+    low, high = (np.nanmin(values) if low is None else low), (np.nanmax(values) if high is None else high)
+    if centre is not None:
+        reach = max(high - centre, centre - low) or 1.0
+        low, high = centre - reach, centre + reach
+    image = ax.imshow(values, aspect="auto", vmin=low, vmax=high,
+                      cmap="viridis" if centre is None else "PuOr_r")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
+    if numbers:
+        for (i, j), value in np.ndenumerate(values):
+            shade = image.norm(value)
+            dark = abs(shade - 0.5) > 0.33 if centre is not None else shade < 0.6
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black")
+
+
+def ranked(ax: Axes, words: Sequence[str], scores: Sequence[float], index: int = 0) -> None:
+    """A ranked list as bars, the best on top, each with its word; for lists side by side."""
+    places = range(len(words))
+    ax.barh(places, scores, color=COLOURS[index % len(COLOURS)], alpha=0.75, height=0.72)
+    ax.set_yticks(places, words)
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+
+
+def word_map(ax: Axes, words: Sequence[str], vectors: Tensor, scores: Sequence[float],
+             label: str = "score", method: str = "pca", seed: int = 0) -> None:
+    """A map of words: `vectors` (n, d) brought to two dimensions, coloured by `scores` (n,).
+
+    Vectors are scaled to length 1 and centred. `method`: "pca" keeps large distances, "tsne"
+    neighbourhoods. Words are pushed apart until they can be read, so places are approximate.
+    Raises ValueError for fewer than 3 words, sizes that differ, or an unknown method.
+    """
+    if not len(words) == len(vectors) == len(scores) >= 3:
+        raise ValueError(f"a map needs at least 3 words, each with a vector and a score; got "
+                         f"{len(words)} words, {len(vectors)} vectors, {len(scores)} scores")
+    places = _flat(normalize(vectors, dim=1).numpy(force=True), method, seed)
+    low, high = places.min(0), places.max(0)
+    places = _spread((places - low) / np.maximum(high - low, 1e-9), [len(w) for w in words])
+    shades = ax.scatter(*places.T, c=scores, cmap="viridis_r", s=14)
+    ax.figure.colorbar(shades, ax=ax, label=label, shrink=0.8)
+    for word, place in zip(words, places):
+        ax.annotate(word, place, xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.margins(0.08)
+    ax.grid(False)
+
+
+def _flat(vectors: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """Coordinates (n, 2) by PCA or t-SNE."""
+    from sklearn.decomposition import PCA  # a second to import, needed by maps only
+    from sklearn.manifold import TSNE
+
+    if method == "pca":
+        return PCA(2, random_state=seed).fit_transform(vectors)
+    if method == "tsne":
+        near = min(10.0, (len(vectors) - 1) / 3)
+        return TSNE(2, perplexity=near, init="pca", random_state=seed).fit_transform(vectors)
+    raise ValueError(f"no map method {method!r}: there are pca, tsne")
+
+
+def _spread(places: np.ndarray, lengths: Sequence[int], rounds: int = 200) -> np.ndarray:
+    """Move points of the unit square until their labels, `lengths` characters wide, are apart."""
+    places = places.copy()
+    wide = np.add.outer(np.asarray(lengths), np.asarray(lengths)) * 0.0075 + 0.01
+    high = 0.042
+    for _ in range(rounds):
+        gaps = places[:, None] - places[None]  # (n, n, 2)
+        touch = (abs(gaps[..., 0]) < wide) & (abs(gaps[..., 1]) < high)
+        np.fill_diagonal(touch, False)
+        if not touch.any():
+            break
+        up = np.where(gaps[..., 1] == 0, np.sign(np.subtract.outer(range(len(places)), range(len(places)))),
+                      np.sign(gaps[..., 1]))
+        places[:, 1] += 0.25 * (touch * up * (high - abs(gaps[..., 1]))).sum(1)
+        places[:, 0] += 0.02 * (touch * gaps[..., 0]).sum(1)
+    return places

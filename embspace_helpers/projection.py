@@ -122,6 +122,11 @@ class EmbeddingSpace:
         scores = x @ self.R
         return scores[..., self.ids] if self._late else scores
 
+    def lengths(self) -> Tensor:
+        """Lengths of the kept items' columns of R, (e_kept,)."""
+        lengths = torch.linalg.vector_norm(self.R, dim=0)
+        return lengths[self.ids] if self._late else lengths
+
     def top(self, x: Tensor, k: int = 10, batch: int = 256,
             by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """The k best items of each row of x, (n, d): scores (n, k) and vocabulary ids (n, k).

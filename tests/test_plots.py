@@ -2,7 +2,9 @@
 
 import matplotlib
 import nbformat
+import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 
 matplotlib.use("Agg")
@@ -43,3 +45,50 @@ def test_a_notebook_shows_every_figure():
     NotebookClient(nb, kernel_name="python3").execute()
     shown = [any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in nb.cells]
     assert shown == [True, True, True]
+
+
+def test_heatmap_prints_its_numbers_and_names():
+    _, (ax,) = plots.panels("t", "p")
+    plots.heatmap(ax, [[0.0, 1.0], [0.5, -1.0]], ["a", "b"], ["x", "y"], "unit", numbers=True)
+    assert [t.get_text() for t in ax.texts] == ["0.00", "1.00", "0.50", "-1.00"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.figure.axes[-1].get_ylabel() == "unit"
+
+
+def test_heatmap_centre_is_in_the_middle_of_the_scale():
+    _, (ax,) = plots.panels("t", "p")
+    plots.heatmap(ax, [[0.0, 3.0]], ["a"], ["x", "y"], "unit", centre=1.0)
+    assert ax.images[0].get_clim() == (-1.0, 3.0)
+
+
+def test_ranked_list_has_the_best_on_top():
+    _, (ax,) = plots.panels("t", "p")
+    plots.ranked(ax, ["best", "second"], [2.0, 1.0])
+    places = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.get_yticks()))
+    assert ax.transData.transform((0, places["best"]))[1] > ax.transData.transform((0, places["second"]))[1]
+    assert [bar.get_width() for bar in ax.patches] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_word_map_keeps_groups_apart_and_labels_readable(method):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(2, 10).repeat_interleave(6, 0)  # (12, 10): two groups of six
+    vectors = centres + 0.05 * torch.randn(12, 10, generator=generator)
+    names = [f"word{i}" for i in range(12)]
+    _, (ax,) = plots.panels("t", "p")
+    plots.word_map(ax, names, vectors, range(12), method=method)
+    places = np.asarray(ax.collections[0].get_offsets())
+    assert [t.get_text() for t in ax.texts] == names
+    inside = [np.linalg.norm(group - group.mean(0), axis=1).max() for group in (places[:6], places[6:])]
+    assert np.linalg.norm(places[:6].mean(0) - places[6:].mean(0)) > max(inside)
+    gaps = abs(places[:, None] - places[None])
+    touching = (gaps[..., 0] < 0.04) & (gaps[..., 1] < 0.02)
+    assert touching.sum() == 12  # each label touches itself alone
+
+
+def test_word_map_says_what_it_needs():
+    _, (ax,) = plots.panels("t", "p")
+    with pytest.raises(ValueError, match="at least 3 words.*2 words, 3 vectors"):
+        plots.word_map(ax, ["a", "b"], torch.eye(3), [1, 2, 3])
+    with pytest.raises(ValueError, match="no map method 'umap': there are pca, tsne"):
+        plots.word_map(ax, ["a", "b", "c"], torch.eye(3), [1, 2, 3], method="umap")

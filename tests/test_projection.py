@@ -144,6 +144,15 @@ def test_project_scores_only_kept_columns(E, vocabulary):
         close(space.project(x[1]), (x[1] @ reading_matrix(E, reading))[[3, 7, 30]])
 
 
+def test_lengths_of_kept_columns(E, vocabulary):
+    few = torch.arange(N) % 5 == 0
+    for keep, reading in ((few, "centred"), (~few, "centred"), (None, "transpose")):
+        space = EmbeddingSpace(E, vocabulary, reading, keep)
+        R = reading_matrix(E, reading).numpy()[:, space.ids]
+        assert space.lengths().shape == space.ids.shape
+        close(space.lengths(), np.sqrt((R**2).sum(0)))
+
+
 def test_default_keep_is_the_vocabularys(E, vocabulary):
     space = EmbeddingSpace(E, vocabulary)
     assert space.ids.tolist() == vocabulary.keep().nonzero().flatten().tolist()
