@@ -161,11 +161,11 @@ def build_atlas(params: Parameters, vocabulary: Vocabulary, *, reading: str = "o
     lists, groups = _Lists(params.E, reading, keep, k, judge), (*params.groups, *HEAD_GROUPS)
     found, rows = [], []
     for layer in tqdm(range(params.L), desc="atlas", unit="layer", disable=not progress):
-        parts = {g: group_vectors(params, g, layer, directions) for g in groups}
-        rows += [_frame(params, g, layer, norms, directions) for g, (_, norms) in parts.items()]
-        for x in torch.cat([vectors for vectors, _ in parts.values()]).split(batch):  # (batch, d)
-            found.append([part.flatten(0, 1).numpy() for part in lists(x)])
-    ids, scores, coherence = (np.concatenate(part) for part in zip(*found))
+        for group in groups:
+            x, norms = group_vectors(params, group, layer, directions)  # (n, d), (n,)
+            rows.append(_frame(params, group, layer, norms, directions))
+            found += [lists(part) for part in x.split(batch)]
+    ids, scores, coherence = (torch.cat(part).flatten(0, 1).numpy() for part in zip(*found))
     frame = pd.concat(rows, ignore_index=True).assign(coherence=coherence)
     frame["group"] = pd.Categorical(frame["group"], categories=groups)
     frame["name"] = frame["name"].astype("category")
@@ -252,7 +252,8 @@ class Atlas:
         Alike: by the correlation of their scores over all kept items, as the paper aligns models.
         It is x C y / sqrt(x C x · y C y) with C = `covariance`, so that no vector over the
         vocabulary is formed. Where the correlation with v is negative, the row of -v is shown.
-        `params`: of the model whose atlas this is.
+        `params`: of the model whose atlas this is. (The directions of heads are computed anew,
+        which takes the longest; `groups` without them is faster.)
         """
         C, vector, index, found = self.covariance, vector.float(), [], []
         if vector.shape != C.shape[:1] or params.d != len(C):
@@ -356,6 +357,7 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
     if ids.max() >= len(vocabulary):
         raise ValueError(f"{path} is about more than the {len(vocabulary)} items of the vocabulary")
     rows, d = table.drop_columns(["words", "scores"]).to_pandas(), math.isqrt(len(C))
+    pa.default_memory_pool().release_unused()  # what decompression took: three times the table
     return Atlas(rows, ids, scores, C.reshape(d, d), vocabulary, about)
 
 
