@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +31,7 @@ from transformers import AutoConfig, AutoTokenizer
 from embspace_helpers.models import (ModelNotFound, _hub_errors, _locate, cache_folder, load_model,
                                      model_names, quiet)
 from embspace_helpers.parameters import Parameters
-from embspace_helpers.projection import WordTable, gram, reading_matrix
+from embspace_helpers.projection import WordTable, gram, one_thread, reading_matrix
 from embspace_helpers.statistics import Judge
 from embspace_helpers.vocabulary import Vocabulary, load_vocabulary, shared_words
 
@@ -46,18 +45,7 @@ SIGNS = {1: "+", -1: "−"}
 # ---- the vectors
 
 
-@contextmanager
-def _one_thread():
-    """Many small operations on several threads stall where other processes want the cores, too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@one_thread()
 def singular_directions(left: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Leading n singular triples of W = left @ right.T: U (n, d), S (n,), V (n, d'), rows.
 
@@ -113,7 +101,7 @@ class _Lists:
     only. `covariance` (d, d) is C of the kept scores: x R has variance x C x (see `Atlas.like`).
     """
 
-    @_one_thread()
+    @one_thread()
     def __init__(self, E: Tensor, reading: str, keep: Tensor, k: int, judge: Judge | None):
         known = torch.zeros_like(keep) if judge is None else judge.keep
         parts = [mask.nonzero().squeeze(1) for mask in (known & ~keep, known & keep, keep & ~known)]
@@ -135,7 +123,7 @@ class _Lists:
         coherence = torch.full((len(x), 2), torch.nan)
         if self.judge is not None:
             lists = self.ids[self.known][_both_ends(scores[:, self.known], JUDGED)[1]]
-            with _one_thread():
+            with one_thread():
                 coherence = self.judge.coherence(lists.flatten(0, 1)).unflatten(0, (-1, 2))
         return self.ids[self.kept][index].int(), values.half(), coherence.float()
 
@@ -364,7 +352,7 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
 # ---- known models
 
 
-@_one_thread()
+@one_thread()
 def load_judge(name: str, vocabulary: Vocabulary,
                loaded: tuple[Parameters, Vocabulary] | None = None) -> Judge:
     """The judge of a known model's lists (`JUDGES`): the embedding of another, as in notebook 01.

@@ -38,7 +38,8 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
     lengths_A, order_A, A = _longest_first(A)
     lengths_B, order_B, B = _longest_first(-B if smallest else B)
     labels_A, labels_B, n = labels_A[order_A], labels_B[order_B], len(B)
-    best, buffer = _Best(k, A.dtype), A.new_empty(block * block)
+    best = _Best(k, _first_floor(A[:block // 8 + 1], B[:block], labels_A, labels_B, k))
+    buffer = A.new_empty(block * block)
     for i, longest_a in zip(range(0, len(A), block), lengths_A[::block]):
         for j, longest_b in zip(range(0, n, block), lengths_B[::block]):
             if longest_a * longest_b < best.least:
@@ -57,9 +58,9 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
 class _Best:
     """The k best scores so far and their places, row * n + column; of equals the first places."""
 
-    def __init__(self, k: int, dtype: torch.dtype):
-        self.k, self.least = k, torch.finfo(dtype).min  # what a score must reach to be among them
-        self.scores, self.places = torch.empty(0, dtype=dtype), torch.empty(0, dtype=torch.long)
+    def __init__(self, k: int, least: Tensor):
+        self.k, self.least = k, least.item()  # what a score must reach to be among them
+        self.scores, self.places = least.new_empty(0), torch.empty(0, dtype=torch.long)
 
     def rows(self, products: Tensor, first: Tensor) -> Tensor:
         """Rows of a block where one of the k best may be; `first`: the place where each begins."""
@@ -88,6 +89,18 @@ def _longest_first(A: Tensor) -> tuple[list[float], Tensor, Tensor]:
         descending=True, stable=True)
     lengths *= 1 + A.shape[1] * torch.finfo(A.dtype).eps
     return lengths.tolist(), order, A[order]
+
+
+def _first_floor(A: Tensor, B: Tensor, labels_A: Tensor, labels_B: Tensor, k: int) -> Tensor:
+    """A little less than the k-th best entry of A @ B.T, a scalar, for a few of the longest rows.
+
+    So it is no more than the k-th best of all; less by what rounding can make of a product.
+    """
+    products, limits = A @ B.T, torch.finfo(A.dtype)
+    allowed = products[labels_A[:len(A), None] != labels_B[:len(B)]]
+    if len(allowed) < k:
+        return A.new_tensor(limits.min)
+    return allowed.topk(k).values[-1] - 2 * A.shape[1] * limits.eps * A[0].norm() * B[0].norm()
 
 
 def _product(A: Tensor, B: Tensor, buffer: Tensor) -> Tensor:

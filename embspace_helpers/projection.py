@@ -5,6 +5,8 @@ two are derived in notebook 01.
 """
 
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,10 +55,12 @@ def _reading_map(E: Tensor, mean: Tensor, reading: str, remove: int) -> Tensor:
     """Return M, (d, d) in float64, with R = M E (pseudo-inverse) or R = M (E - mean)."""
     products = gram(E)  # (d, d)
     if reading == "pseudo-inverse":
-        _check_rank(torch.linalg.eigvalsh(products), reading)
-        return torch.linalg.inv(products)
+        with one_thread():
+            _check_rank(torch.linalg.eigvalsh(products), reading)
+            return torch.linalg.inv(products)
     products -= E.shape[1] * mean.double() @ mean.double().T  # E_c E_c.T
-    variances, directions = torch.linalg.eigh(products)  # ascending
+    with one_thread():
+        variances, directions = torch.linalg.eigh(products)  # ascending
     if reading == "orthogonal":
         _check_rank(variances, reading)
         return directions @ torch.diag(variances.rsqrt()) @ directions.T
@@ -65,6 +69,17 @@ def _reading_map(E: Tensor, mean: Tensor, reading: str, remove: int) -> Tensor:
                          f"E has {len(E)} directions")
     U = directions[:, -remove:]  # (d, remove)
     return torch.eye(len(E), dtype=U.dtype) - U @ U.T
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: small operations on several stall where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def gram(E: Tensor, chunk: int = 4096) -> Tensor:

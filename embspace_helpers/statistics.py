@@ -5,6 +5,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from embspace_helpers.projection import one_thread
+
 LEVEL = 0.95
 
 
@@ -59,7 +61,8 @@ class Judge:
         vectors = E.T[judge_ids]  # (m, d)
         vectors = vectors - vectors.mean(0)
         if remove:
-            _, directions = torch.linalg.eigh(vectors.T @ vectors)
+            with one_thread():
+                _, directions = torch.linalg.eigh(vectors.T @ vectors)
             top = directions[:, -remove:]
             vectors = vectors - (vectors @ top) @ top.T
         self.vectors = torch.nn.functional.normalize(vectors, dim=1)
@@ -78,7 +81,7 @@ class Judge:
         rows = self.row[lists]
         if (rows < 0).any():
             raise ValueError("a list has words this judge does not know: read with keep=judge.keep")
-        total = torch.stack([self.vectors[r].sum(0) for r in rows.unbind()])  # (n, d)
+        total = torch.nn.functional.embedding_bag(rows, self.vectors, mode="sum")  # (n, d)
         return (total.square().sum(1) - k) / (k * (k - 1))
 
 
@@ -98,7 +101,8 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
     if data.min() == data.max():
         return float(data[0]), float(data[0])
     found = stats.bootstrap((data,), np.mean, n_resamples=resamples, confidence_level=LEVEL,
-                            method="percentile", rng=np.random.default_rng(seed), batch=200)
+                            method="percentile", rng=np.random.default_rng(seed),
+                            batch=max(1, min(200, 10**6 // len(data))))  # 16 MB at a time
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
