@@ -85,7 +85,8 @@ def heatmap(ax: Axes, table: Sequence[Sequence[float]], rows: Sequence[str], col
     `numbers`: print each entry. `low`, `high`: ends of the scale, for panels to compare.
     """
     values = np.asarray(table, dtype=float)
-    low, high = (np.nanmin(values) if low is None else low), (np.nanmax(values) if high is None else high)
+    low = np.nanmin(values) if low is None else low
+    high = np.nanmax(values) if high is None else high
     if centre is not None:
         reach = max(high - centre, centre - low) or 1.0
         low, high = centre - reach, centre + reach
@@ -154,14 +155,14 @@ def _spread(places: np.ndarray, lengths: Sequence[int], rounds: int = 200) -> np
     places = places.copy()
     wide = np.add.outer(np.asarray(lengths), np.asarray(lengths)) * 0.0075 + 0.01
     high = 0.042
+    order = np.sign(np.subtract.outer(range(len(places)), range(len(places))))
     for _ in range(rounds):
         gaps = places[:, None] - places[None]  # (n, n, 2)
         touch = (abs(gaps[..., 0]) < wide) & (abs(gaps[..., 1]) < high)
         np.fill_diagonal(touch, False)
         if not touch.any():
             break
-        up = np.where(gaps[..., 1] == 0, np.sign(np.subtract.outer(range(len(places)), range(len(places)))),
-                      np.sign(gaps[..., 1]))
+        up = np.where(gaps[..., 1] == 0, order, np.sign(gaps[..., 1]))
         places[:, 1] += 0.25 * (touch * up * (high - abs(gaps[..., 1]))).sum(1)
         places[:, 0] += 0.02 * (touch * gaps[..., 0]).sum(1)
     return places

@@ -558,9 +558,10 @@ def test_the_judge_of_another_vocabulary_knows_the_shared_words(tmp_path, monkey
     words = [i for i, t in enumerate(ITEMS[:-10]) if t[0] == "Ġ" and t != "ĠTerrible"]
     judge_ids = torch.tensor([items.index(ITEMS[i]) for i in words])
     expected = Judge(Parameters(model).E, torch.tensor(words), 40, judge_ids)
-    found = load_judge("mine", vocabulary)
-    assert torch.equal(found.row, expected.row)
-    torch.testing.assert_close(found.vectors, expected.vectors)
+    loaded = Parameters(model), load_vocabulary(model, tiny_tokenizer(items))
+    for found in (load_judge("mine", vocabulary), load_judge("mine", vocabulary, loaded)):
+        assert torch.equal(found.row, expected.row)
+        torch.testing.assert_close(found.vectors, expected.vectors)
 
 
 def test_no_judge(vocabulary):

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from embspace_helpers.projection import (READINGS, EmbeddingSpace, WordTable, keep_k,
-                                         reading_matrix)
+                                         one_thread, reading_matrix)
 from embspace_helpers.vocabulary import Vocabulary
 
 D, N = 6, 40  # d and e
@@ -265,3 +265,11 @@ def test_html_of_a_table_is_escaped():
     assert page.count("<tr>") == 3 and page.count("<td") == 4 and page.count("<th ") == 2
     assert page.index("2.3") < page.index("10.0") < page.index("-1.0") < page.index("yy")
     assert "<caption>" not in WordTable(TABLE.columns)._repr_html_()
+
+
+def test_one_thread_gives_the_threads_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        1 / 0
+    assert torch.get_num_threads() == before
