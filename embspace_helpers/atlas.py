@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from embspace_helpers.models import (ModelNotFound, _hub_errors, _locate, cache_folder, load_model,
+from embspace_helpers.models import (ModelNotFound, hub_errors, locate, cache_folder, load_model,
                                      model_names, quiet)
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import WordTable, gram, one_thread, reading_matrix
@@ -376,9 +376,9 @@ def load_judge(name: str, vocabulary: Vocabulary,
 
 def fingerprint(name: str | Path) -> str:
     """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit."""
-    source, options = _locate(str(name))
+    source, options = locate(str(name))
     if not options:
-        with _hub_errors(source, options):
+        with hub_errors(source, options):
             return Path(hf_hub_download(source, "config.json")).parent.name
     folder, digest = Path(source), hashlib.sha256()
     files = [folder / options["gguf_file"]] if "gguf_file" in options else (
@@ -430,8 +430,8 @@ def atlas_path(name: str, reading: str = "orthogonal") -> Path:
 
 def _vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a model, without its weights."""
-    source, options = _locate(name)
-    with quiet(), _hub_errors(name, options):
+    source, options = locate(name)
+    with quiet(), hub_errors(name, options):
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     return load_vocabulary(SimpleNamespace(config=config), tokenizer)

@@ -85,8 +85,8 @@ def load_model(
     """
     from transformers import AutoTokenizer
 
-    source, options = _locate(str(name))
-    with quiet(), _hub_errors(str(name), options):
+    source, options = locate(str(name))
+    with quiet(), hub_errors(str(name), options):
         auto_class = _auto_class(source, options)
         model = auto_class.from_pretrained(source, dtype=dtype, **options, **_dense(options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -103,8 +103,8 @@ def load_untrained(
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    source, options = _locate(str(name))
-    with quiet(), _hub_errors(str(name), options):
+    source, options = locate(str(name))
+    with quiet(), hub_errors(str(name), options):
         config = AutoConfig.from_pretrained(source, **options)
         auto_class = _auto_class(source, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -115,7 +115,7 @@ def load_untrained(
     return model.to(dtype).eval().requires_grad_(False), tokenizer
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def locate(name: str) -> tuple[str, dict[str, Any]]:
     """Where `from_pretrained` finds the model, and the options it needs there."""
     path = Path(name).expanduser()
     if name in MODELS:
@@ -199,7 +199,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _hub_errors(name: str, options: dict[str, Any]) -> Iterator[None]:
+def hub_errors(name: str, options: dict[str, Any]) -> Iterator[None]:
     """A failed hub look-up becomes a sentence; errors in local files (they have options) pass."""
     try:
         yield

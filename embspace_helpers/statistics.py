@@ -39,6 +39,16 @@ def random_directions(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
+def mixtures(*rows: Tensor, seed: int = 1) -> list[Tensor]:
+    """The same n random linear combinations of the rows of each matrix (n, d): [(n, d)].
+
+    They keep the rows' mean and covariance, and lose which row is which: what they show belongs
+    to the layer, not to the single vector.
+    """
+    dice = random_directions(len(rows[0]), len(rows[0]), seed)  # (n, n)
+    return [x.mean(0) + dice @ (x - x.mean(0)) / len(x) ** 0.5 for x in rows]
+
+
 class Judge:
     """Scores how much the words of a list belong together, in an embedding of *another* model.
 
@@ -104,6 +114,13 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
                             method="percentile", rng=np.random.default_rng(seed),
                             batch=max(1, min(200, 10**6 // len(data))))  # 16 MB at a time
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def mean_text(values: Tensor, resamples: int = 500) -> str:
+    """Mean and 95 % interval of all `values`, for tables: "0.14 (0.13–0.15)"."""
+    values = values.float().flatten()
+    low, high = bootstrap_interval(values, resamples)
+    return f"{values.mean():.2f} ({low:.2f}–{high:.2f})"
 
 
 def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000, seed: int = 0) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from embspace_helpers.statistics import (Judge, bootstrap_interval, jaccard_at_k, overlap_at_k,
+from embspace_helpers.statistics import (Judge, bootstrap_interval, jaccard_at_k, mean_text,
+                                         mixtures, overlap_at_k,
                                          permutation_p_value, random_directions, share_above,
                                          shuffled)
 
@@ -182,3 +183,21 @@ def test_permutation_p_value_refuses_nan(value):
     for pair in ((damaged, whole), (whole, damaged)):
         with pytest.raises(ValueError, match="1 of 3 values are NaN or infinite"):
             permutation_p_value(*pair)
+
+
+def test_mixtures_keep_mean_and_covariance_and_combine_all_matrices_alike():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 4, generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 5
+    mixed, doubled = mixtures(x, 2 * x)
+    torch.testing.assert_close(doubled, 2 * mixed, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(mixed.mean(0), x.mean(0), rtol=0, atol=0.3)
+    torch.testing.assert_close(mixed.T.cov(), x.T.cov(), rtol=0.15, atol=0.7)
+    assert (mixed - x).abs().mean() > 1  # and are not the rows themselves
+    assert not torch.equal(mixed, mixtures(x, seed=2)[0])
+
+
+def test_mean_text():
+    values = torch.tensor([[0.0, 1.0], [0.0, 1.0]] * 50)
+    low, high = bootstrap_interval(values.flatten(), 500)
+    assert mean_text(values) == f"0.50 ({low:.2f}–{high:.2f})"
+    assert mean_text(values > 0.5) == mean_text(values)
