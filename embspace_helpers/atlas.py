@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from embspace_helpers.models import (ModelNotFound, hub_errors, locate, cache_folder, load_model,
+from embspace_helpers.models import (ModelNotFound, cache_folder, hub_errors, load_model, locate,
                                      model_names, quiet)
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import WordTable, gram, one_thread, reading_matrix

@@ -18,7 +18,7 @@ import platformdirs
 
 if TYPE_CHECKING:  # these take seconds to import, so functions import them when called
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FETCH = "python -m embspace_helpers.fetch"
 MANIFEST = "manifest.json"  # written last: a fetched folder that has it is complete

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class Affine(NamedTuple):
@@ -23,14 +24,10 @@ class Affine(NamedTuple):
     bias: Tensor | None
 
 
-def linear(module: nn.Linear) -> Affine:
-    """View a torch Linear, which stores (out, in)."""
-    return Affine(module.weight, module.bias)
-
-
-def conv1d(module: nn.Module) -> Affine:
-    """View GPT-2's Conv1D, which stores (in, out)."""
-    return Affine(module.weight.T, module.bias)
+def affine(module: nn.Module) -> Affine:
+    """View a torch Linear, which stores (out, in), or GPT-2's Conv1D, which stores (in, out)."""
+    turned = isinstance(module, Conv1D)
+    return Affine(module.weight.T if turned else module.weight, module.bias)
 
 
 def thirds(fused: Affine) -> tuple[Affine, Affine, Affine]:
@@ -42,7 +39,8 @@ def thirds(fused: Affine) -> tuple[Affine, Affine, Affine]:
 class Architecture:
     """Where one family keeps its weights: functions of the base model `m` or of one layer `b`.
 
-    `queries_keys_values(b)` gives three Affine maps, `keys(b)` one per kind of FF key.
+    `queries_keys_values(b)` gives three modules, or one that computes all three side by side;
+    `keys(b)` one per kind of FF key.
     `norm_first`: the norms stand in front of the blocks (GPT-2, Llama) or behind them, in the
     stream itself (BERT). `rotary`: queries and keys are turned by position before they meet.
     """
@@ -50,10 +48,10 @@ class Architecture:
     model_types: tuple[str, ...]
     embedding: Callable[[nn.Module], Tensor]  # (e, d)
     layers: Callable[[nn.Module], nn.ModuleList]
-    queries_keys_values: Callable[[nn.Module], tuple[Affine, Affine, Affine]]
-    output: Callable[[nn.Module], Affine]
-    keys: Callable[[nn.Module], dict[str, Affine]]
-    value: Callable[[nn.Module], Affine]
+    queries_keys_values: Callable[[nn.Module], tuple[nn.Module, ...]]
+    output: Callable[[nn.Module], nn.Module]
+    keys: Callable[[nn.Module], dict[str, nn.Module]]
+    value: Callable[[nn.Module], nn.Module]
     attention_norm: Callable[[nn.Module], nn.Module]
     ff_norm: Callable[[nn.Module], nn.Module]
     final_norm: Callable[[nn.Module], nn.Module | None]
@@ -67,10 +65,10 @@ ARCHITECTURES = {
         model_types=("gpt2",),
         embedding=lambda m: m.wte.weight,
         layers=lambda m: m.h,
-        queries_keys_values=lambda b: thirds(conv1d(b.attn.c_attn)),
-        output=lambda b: conv1d(b.attn.c_proj),
-        keys=lambda b: {"K": conv1d(b.mlp.c_fc)},
-        value=lambda b: conv1d(b.mlp.c_proj),
+        queries_keys_values=lambda b: (b.attn.c_attn,),
+        output=lambda b: b.attn.c_proj,
+        keys=lambda b: {"K": b.mlp.c_fc},
+        value=lambda b: b.mlp.c_proj,
         attention_norm=lambda b: b.ln_1,
         ff_norm=lambda b: b.ln_2,
         final_norm=lambda m: m.ln_f,
@@ -79,11 +77,10 @@ ARCHITECTURES = {
         model_types=("llama", "mistral", "qwen2"),
         embedding=lambda m: m.embed_tokens.weight,
         layers=lambda m: m.layers,
-        queries_keys_values=lambda b: (linear(b.self_attn.q_proj), linear(b.self_attn.k_proj),
-                                       linear(b.self_attn.v_proj)),
-        output=lambda b: linear(b.self_attn.o_proj),
-        keys=lambda b: {"gate": linear(b.mlp.gate_proj), "up": linear(b.mlp.up_proj)},
-        value=lambda b: linear(b.mlp.down_proj),
+        queries_keys_values=lambda b: (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj),
+        output=lambda b: b.self_attn.o_proj,
+        keys=lambda b: {"gate": b.mlp.gate_proj, "up": b.mlp.up_proj},
+        value=lambda b: b.mlp.down_proj,
         attention_norm=lambda b: b.input_layernorm,
         ff_norm=lambda b: b.post_attention_layernorm,
         final_norm=lambda m: m.norm,
@@ -94,12 +91,11 @@ ARCHITECTURES = {
         model_types=("bert", "roberta"),
         embedding=lambda m: m.embeddings.word_embeddings.weight,
         layers=lambda m: m.encoder.layer,
-        queries_keys_values=lambda b: (linear(b.attention.self.query),
-                                       linear(b.attention.self.key),
-                                       linear(b.attention.self.value)),
-        output=lambda b: linear(b.attention.output.dense),
-        keys=lambda b: {"K": linear(b.intermediate.dense)},
-        value=lambda b: linear(b.output.dense),
+        queries_keys_values=lambda b: (b.attention.self.query, b.attention.self.key,
+                                       b.attention.self.value),
+        output=lambda b: b.attention.output.dense,
+        keys=lambda b: {"K": b.intermediate.dense},
+        value=lambda b: b.output.dense,
         attention_norm=lambda b: b.attention.output.LayerNorm,
         ff_norm=lambda b: b.output.LayerNorm,
         final_norm=lambda m: None,
@@ -142,10 +138,10 @@ class Parameters:
         self.tied = self.E_out.data_ptr() == self.E.data_ptr()
         self.d, self.e = self.E.shape
         self.L, self.H = len(self._blocks), config.num_attention_heads
-        q, k, _ = self.entry.queries_keys_values(self._blocks[0])
+        q, k, _ = self._queries_keys_values(0)
         self.d_h = q.weight.shape[0] // self.H
         self.H_kv = k.weight.shape[0] // self.d_h
-        self.d_ff = self.entry.value(self._blocks[0]).weight.shape[1]
+        self.d_ff = affine(self.entry.value(self._blocks[0])).weight.shape[1]
         self.key_kinds = tuple(self.entry.keys(self._blocks[0]))
         self.groups = (*self.key_kinds, "V", "W_Q", "W_K", "W_V", "W_O")
         bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
@@ -176,7 +172,7 @@ class Parameters:
 
     def V(self, layer: int) -> Tensor:
         """FF values, (d_ff, d): row i is what neuron i writes."""
-        return self.entry.value(self._block(layer)).weight.detach().T
+        return affine(self.entry.value(self._block(layer))).weight.detach().T
 
     def b_V(self, layer: int) -> Tensor | None:
         """Bias of the FF values, (d,), or None: what the FF block writes whatever it reads."""
@@ -198,7 +194,7 @@ class Parameters:
 
     def W_O(self, layer: int, head: int | None = None) -> Tensor:
         """Output weights, (H, d_h, d), or of one head, (d_h, d)."""
-        weight = self.entry.output(self._block(layer)).weight.detach().T  # (H d_h, d)
+        weight = affine(self.entry.output(self._block(layer))).weight.detach().T  # (H d_h, d)
         stacked = weight.unflatten(0, (self.H, self.d_h))
         return stacked if head is None else stacked[self._head(head)]
 
@@ -289,10 +285,14 @@ class Parameters:
         if kind is not None and kind not in self.key_kinds:
             raise ValueError(f"no FF keys of kind {kind!r} in this model: there are "
                              f"{', '.join(self.key_kinds)}")
-        return self.entry.keys(self._block(layer))[kind or self.key_kinds[0]]
+        return affine(self.entry.keys(self._block(layer))[kind or self.key_kinds[0]])
+
+    def _queries_keys_values(self, layer: int) -> tuple[Affine, Affine, Affine]:
+        maps = tuple(map(affine, self.entry.queries_keys_values(self._block(layer))))
+        return thirds(*maps) if len(maps) == 1 else maps
 
     def _heads(self, which: int, layer: int, head: int | None, fold_norm: bool) -> Tensor:
-        weight = self.entry.queries_keys_values(self._block(layer))[which].weight.detach()
+        weight = self._queries_keys_values(layer)[which].weight.detach()
         if fold_norm:
             weight = self.fold(weight, self.attention_norm(layer))
         stacked = weight.unflatten(0, (-1, self.d_h)).transpose(1, 2)  # (heads, d, d_h)

@@ -153,7 +153,7 @@ def test_feed_forward(case, layer):
 def test_attention_scores_and_weights(case, layer):
     p = case.p
     x = case.read("attention_in", layer, p.attention_norm(layer))
-    b_q, b_k, _ = (bias(part) for part in p.entry.queries_keys_values(p._block(layer)))
+    b_q, b_k, _ = (bias(part) for part in p._queries_keys_values(layer))
     model_q, model_k = case.queries_keys(layer)
     causal = torch.full((7, 7), -math.inf).triu(1) if case.kind in NORM_FIRST else 0.0
     for head in range(p.H):
@@ -173,7 +173,7 @@ def test_attention_scores_and_weights(case, layer):
 def test_heads_sum_to_the_attention_block(case, layer):
     p = case.p
     x = case.read("attention_in", layer, p.attention_norm(layer))
-    b_v = bias(p.entry.queries_keys_values(p._block(layer))[2])
+    b_v = bias(p._queries_keys_values(layer)[2])
     total = bias(p.entry.output(p._block(layer)))
     for head in range(p.H):
         W_V, W_O = p.W_VO(layer, head)
@@ -213,7 +213,7 @@ def test_folded_norm_gives_the_preactivations(case, layer):
 def test_folded_norm_gives_the_queries_and_keys(case, layer):
     p, x = case.p, case.seen["attention_in", layer][0]
     norm, model = p.attention_norm(layer), case.queries_keys(layer)
-    for which, part in enumerate(p.entry.queries_keys_values(p._block(layer))[:2]):
+    for which, part in enumerate(p._queries_keys_values(layer)[:2]):
         W = (p.W_Q, p.W_K)[which](layer, fold_norm=True)  # (heads, d, d_h)
         shift = part.weight @ norm.bias if hasattr(norm, "bias") else torch.zeros(len(part.weight))
         constant = (shift + bias(part)).unflatten(0, (-1, p.d_h))
