@@ -123,7 +123,7 @@ class Parameters:
     the last state, behind the final norm, into logits; but BERT's masked-LM head, a dense layer,
     GELU and a norm that are not shown here, stands between the last state and E_out. Sizes `d`,
     `e`, `L`, `H`, `H_kv` (key-value heads), `d_h`, `d_ff`; `key_kinds`, ("K",) or ("gate", "up");
-    `groups`, every name that `vectors` takes.
+    `groups`, every name that `vectors` takes; `blocks`, the L layers, modules to hook.
 
     Raises ValueError for an architecture outside the table or for weights that are not finite.
     """
@@ -131,18 +131,18 @@ class Parameters:
     def __init__(self, model: nn.Module):
         self.architecture, self.entry = architecture_of(model)
         base, config = model.base_model, model.config
-        self._base, self._blocks = base, list(self.entry.layers(base))
+        self._base, self.blocks = base, list(self.entry.layers(base))
         self.E = self.entry.embedding(base).detach().T  # (d, e)
         head = model.get_output_embeddings()
         self.E_out = self.E if head is None else head.weight.detach().T  # (d, e)
         self.tied = self.E_out.data_ptr() == self.E.data_ptr()
         self.d, self.e = self.E.shape
-        self.L, self.H = len(self._blocks), config.num_attention_heads
+        self.L, self.H = len(self.blocks), config.num_attention_heads
         q, k, _ = self._queries_keys_values(0)
         self.d_h = q.weight.shape[0] // self.H
         self.H_kv = k.weight.shape[0] // self.d_h
-        self.d_ff = affine(self.entry.value(self._blocks[0])).weight.shape[1]
-        self.key_kinds = tuple(self.entry.keys(self._blocks[0]))
+        self.d_ff = affine(self.entry.value(self.blocks[0])).weight.shape[1]
+        self.key_kinds = tuple(self.entry.keys(self.blocks[0]))
         self.groups = (*self.key_kinds, "V", "W_Q", "W_K", "W_V", "W_O")
         bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
         if bad:
@@ -274,7 +274,7 @@ class Parameters:
     def _block(self, layer: int) -> nn.Module:
         if not 0 <= layer < self.L:
             raise ValueError(f"no layer {layer}: layers are 0 to {self.L - 1}")
-        return self._blocks[layer]
+        return self.blocks[layer]
 
     def _head(self, head: int) -> int:
         if not 0 <= head < self.H:

@@ -10,31 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import (BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel,
-                          GPT2Model, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, RobertaConfig,
-                          RobertaForMaskedLM)
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from embspace_helpers.parameters import ARCHITECTURES, Parameters, architecture_of
+from tiny_models import BERT, MODELS, NORM_FIRST, tiny
 
-LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
-BERT = {key: LLAMA[key] for key in LLAMA if key != "num_key_value_heads"}
-# Head sizes: 4 (GPT-2: 12 / 3), 6 (Llama: not 12 / 4), 2 (Mistral), 4 (Qwen2), 3 (BERT).
-MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(
-        vocab_size=40, n_positions=32, n_embd=12, n_inner=20, n_layer=2, n_head=3)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(
-        **LLAMA, head_dim=6, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(
-        **LLAMA | {"hidden_size": 8, "num_key_value_heads": 1}, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(
-        **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False)),
-    "bert": lambda: BertForMaskedLM(BertConfig(**BERT)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**BERT)),
-}
 GPT2_PATHS = {"ff": "h.{}.mlp", "attention": "h.{}.attn", "fused": "h.{}.attn.c_attn",
               "attention_in": "h.{}.ln_1", "ff_in": "h.{}.ln_2", "K": "h.{}.mlp.c_fc",
               "last": "h.1"}
@@ -51,19 +33,6 @@ BERT_PATHS = {"ff": "encoder.layer.{}.output.dense",
               "ff_in": "encoder.layer.{}.intermediate", "K": "encoder.layer.{}.intermediate.dense",
               "last": "encoder.layer.1"}
 PATHS = {"gpt2": GPT2_PATHS, "bert": BERT_PATHS, "roberta": BERT_PATHS}
-NORM_FIRST = ("gpt2", "llama", "mistral", "qwen2")
-
-
-def tiny(kind):
-    """A tiny model in float64 with random weights everywhere: gains and biases too."""
-    torch.manual_seed(0)
-    model = MODELS[kind]()
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            gain = 1.0 if "norm" in name.lower() or ".ln_" in name else 0.0
-            p.copy_(0.4 * torch.randn(p.shape) + (gain if name.endswith("weight") else 0.0))
-    return model.double().eval()
 
 
 def record(kind, model):
