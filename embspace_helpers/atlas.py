@@ -6,7 +6,6 @@ leading singular directions of every head's W_VO and W_QK; of each the words of 
 """
 
 import argparse
-import hashlib
 import math
 import os
 import re
@@ -22,14 +21,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from huggingface_hub import hf_hub_download
 from pyarrow import parquet
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
-from embspace_helpers.models import (ModelNotFound, cache_folder, hub_errors, load_model, locate,
-                                     model_names, quiet)
+from embspace_helpers.models import (ModelNotFound, cache_folder, fingerprint, hub_errors,
+                                     load_model, locate, model_names, quiet)
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import WordTable, gram, one_thread, reading_matrix
 from embspace_helpers.statistics import Judge
@@ -372,22 +370,6 @@ def load_judge(name: str, vocabulary: Vocabulary,
         return Judge(E, ids, len(vocabulary))
     ids, judge_ids = shared_words(vocabulary, other)
     return Judge(E, ids, len(vocabulary), judge_ids)
-
-
-def fingerprint(name: str | Path) -> str:
-    """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit."""
-    source, options = locate(str(name))
-    if not options:
-        with hub_errors(source, options):
-            return Path(hf_hub_download(source, "config.json")).parent.name
-    folder, digest = Path(source), hashlib.sha256()
-    files = [folder / options["gguf_file"]] if "gguf_file" in options else (
-        sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def load_atlas(name: str | Path, reading: str = "orthogonal", params: Parameters | None = None,

@@ -6,6 +6,7 @@ Known names and files never touch the network; a hub name may.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -113,6 +114,24 @@ def load_untrained(
         model = auto_class.from_config(config, dtype=torch.float32)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return model.to(dtype).eval().requires_grad_(False), tokenizer
+
+
+def fingerprint(name: str | Path) -> str:
+    """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit."""
+    from huggingface_hub import hf_hub_download
+
+    source, options = locate(str(name))
+    if not options:
+        with hub_errors(source, options):
+            return Path(hf_hub_download(source, "config.json")).parent.name
+    folder, digest = Path(source), hashlib.sha256()
+    files = [folder / options["gguf_file"]] if "gguf_file" in options else (
+        sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def locate(name: str) -> tuple[str, dict[str, Any]]:

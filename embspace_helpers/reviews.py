@@ -1,13 +1,20 @@
-"""Movie reviews: the IMDB data set of Maas et al. (2011), from the hub or from a local folder."""
+"""Movie reviews with a label, praise or blame: a set that ships with the package, or IMDB.
+
+The embedded set was written for this course: it needs no network and may be printed. IMDB (Maas et
+al., 2011) comes from the hub or from a local folder.
+"""
 
 import hashlib
 import re
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 
 HUB_NAME = "stanfordnlp/imdb"
 SPLITS = ("train", "test", "unsupervised")
+EMBEDDED = "embedded"
+EMBEDDED_TEST_SHARE = 1 / 3
 FILE = "plain_text/{split}-00000-of-00001.parquet"
 
 
@@ -44,3 +51,43 @@ def read_imdb(split: str, source: str | Path = HUB_NAME) -> pd.DataFrame:
     except Exception as error:  # the hub's client and pyarrow raise kinds of their own
         raise FileNotFoundError(f"cannot read {path} ({error}); is there a network?") from error
     return frame.assign(text=frame["text"].map(clean_text))
+
+
+def read_embedded() -> pd.DataFrame:
+    """Return the reviews that ship with the package, in the file's order.
+
+    Columns `text`, `label` (1 praise, 0 blame), `genre`, `manner` (plain, florid, ironic, mixed)
+    and `verdict`: "said" in words of opinion, as most reviews have it, or "shown" by what happened.
+    """
+    file = resources.files("embspace_helpers") / "data" / "reviews.jsonl"
+    with file.open(encoding="utf-8") as lines:
+        return pd.read_json(lines, lines=True, dtype=False)
+
+
+def load_reviews(split: str = "train", n: int | None = None, seed: int = 0,
+                 source: str | Path = EMBEDDED) -> pd.DataFrame:
+    """Return `n` labelled reviews (None: all), half praise and half blame where `n` is given.
+
+    `split`: "train" or "test", disjoint. `source`: "embedded", or what `read_imdb` takes. Columns
+    `text` and `label` (1 praise, 0 blame), more for the embedded set. Which reviews are drawn, and
+    their order, follow from a hash of seed and text: any copy of the data gives the same ones, and
+    a smaller `n` gives some of those of a larger one.
+    Raises ValueError for an unknown split or an `n` that is odd or larger than there is.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"no split {split!r} with labels: there are train, test")
+    if str(source) == EMBEDDED:
+        frame = read_embedded()
+        tested = frame["text"].map(text_hash) < EMBEDDED_TEST_SHARE
+        frame = frame[tested == (split == "test")]
+    else:
+        frame = read_imdb(split, source)
+    frame = frame.assign(order=[text_hash(f"{seed} {text}") for text in frame["text"]])
+    frame = frame.sort_values("order", kind="stable").drop(columns="order")
+    if n is None:
+        return frame.reset_index(drop=True)
+    most = 2 * int(frame["label"].value_counts().min())
+    if n % 2 or not 0 < n <= most:
+        raise ValueError(f"n = {n}, but it must be even, to be half praise and half blame, and "
+                         f"at most {most}, what the {split} part has")
+    return frame.groupby("label").head(n // 2).reset_index(drop=True)

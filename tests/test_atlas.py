@@ -14,9 +14,9 @@ from transformers import (BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMod
 
 import embspace_helpers.models
 from embspace_helpers import atlas
-from embspace_helpers.atlas import (Atlas, build_atlas, fingerprint, group_vectors, load_atlas,
+from embspace_helpers.atlas import (Atlas, build_atlas, group_vectors, load_atlas,
                                     load_judge, read_atlas, singular_directions)
-from embspace_helpers.models import ModelNotFound, load_model
+from embspace_helpers.models import ModelNotFound, fingerprint, load_model
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import EmbeddingSpace, reading_matrix
 from embspace_helpers.statistics import Judge, random_directions
@@ -531,7 +531,7 @@ def test_fingerprints(twins, tmp_path, monkeypatch):
     assert fingerprint("twin-a") != hashlib.sha256(weights).hexdigest()
     (tmp_path / "x[1].gguf").write_bytes(b"weights")
     assert fingerprint(tmp_path / "x[1].gguf") == hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr(atlas, "hf_hub_download", lambda *_: "x/snapshots/c0ffee/config.json")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "x/snapshots/c0ffee/config.json")
     assert fingerprint("owner/model") == "c0ffee"
 
 

@@ -1,0 +1,279 @@
+"""Fine-tune a language model into the paper's sentiment classifier, and keep what changed.
+
+    python -m embspace_helpers.finetuning twin-a --seeds 1 2 3 --data stanfordnlp/imdb
+
+Dar et al. (2023), section 4.3: a text's logits are the mean of the head's logits over its positions,
+the final norm is taken out, and only the matrices of the last layers and the head are free. What is
+stored of a classifier is its displacement, fine-tuned minus pretrained, of the free matrices.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from embspace_helpers.activations import cut_texts, padded
+from embspace_helpers.models import BUNDLED, ModelNotFound, fingerprint, load_model
+from embspace_helpers.parameters import Parameters
+from embspace_helpers.reviews import EMBEDDED, HUB_NAME, load_reviews
+
+CLASSIFIERS = BUNDLED / "classifiers"
+HEAD = ("head.weight", "head.bias")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a classifier's weights, apart from the texts."""
+
+    seed: int = 0
+    free_layers: int = 3
+    epochs: int = 1
+    batch: int = 32  # texts per step
+    length: int = 256  # vocabulary items of a text that are read
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.1  # of the steps; then a straight line to zero
+
+
+class Classifier(nn.Module):
+    """Praise or blame: the mean over a text's positions of `head` applied to the last state.
+
+    Takes over `model`: its final norm becomes the identity, its language head is dropped, and its
+    weights are frozen except the matrices of the last `free_layers` layers. `head` (2, d): row 0
+    speaks for blame, row 1 for praise. Raises ValueError for more free layers than there are.
+    """
+
+    def __init__(self, model: nn.Module, free_layers: int = 3, seed: int = 0):
+        super().__init__()
+        params = Parameters(model)
+        if not 0 <= free_layers <= params.L:
+            raise ValueError(f"free_layers = {free_layers}, but the model has {params.L} layers")
+        self.base = model.base_model
+        if (norm := params.final_norm()) is not None:
+            name = next(name for name, module in self.base.named_modules() if module is norm)
+            self.base.set_submodule(name, nn.Identity())
+        self.head = nn.Linear(params.d, 2)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.base.requires_grad_(False)
+        for block in params.blocks[params.L - free_layers :]:
+            for weight in block.parameters():
+                weight.requires_grad_(weight.ndim > 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (b, 2) of b texts: ids and mask (b, positions); positions with mask 0 are left out."""
+        states = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = self.head(states) * mask[..., None]  # (b, positions, 2)
+        return logits.sum(1) / mask.sum(1, keepdim=True)
+
+    def free(self) -> dict[str, Tensor]:
+        """The weights that fine-tuning changes, by name; the head's come last."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+# ---------------------------------------------------------------- training and use
+
+
+def fine_tune(classifier: Classifier, tokenizer, train: pd.DataFrame, recipe: Recipe,
+              test: pd.DataFrame | None = None, autocast: bool = False) -> pd.DataFrame:
+    """Train `classifier` on reviews (columns `text` and `label`); returns a row per epoch.
+
+    Columns: epoch, loss (mean over the epoch), accuracy on `test` (if given), minutes so far.
+    `autocast`: matrix products in bfloat16, faster where the processor has them. AdamW without
+    weight decay, so that all that moves is moved by the texts.
+    """
+    rows = cut_texts(tokenizer, train["text"].tolist(), recipe.length)
+    labels = torch.tensor(train["label"].to_numpy())
+    device = classifier.head.weight.device
+    steps = recipe.epochs * -(-len(rows) // recipe.batch)
+    optimizer = torch.optim.AdamW(classifier.free().values(), recipe.learning_rate, weight_decay=0.0)
+    warm = max(1, round(recipe.warmup_share * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(1, steps - warm)))
+    begun, history = time.monotonic(), []
+    bar = tqdm(total=steps, unit="step", desc="fine-tuning")
+    for epoch in range(recipe.epochs):
+        classifier.train()
+        losses = []
+        for chosen in batches([len(r) for r in rows], recipe.batch, [recipe.seed, epoch]):
+            ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                logits = classifier(ids, mask)
+            loss = nn.functional.cross_entropy(logits.float(), labels[chosen].to(device))
+            loss.backward()
+            nn.utils.clip_grad_norm_(classifier.free().values(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(float(loss) * len(chosen))
+            bar.update()
+        history.append({"epoch": epoch + 1, "loss": sum(losses) / len(rows)})
+        if test is not None:
+            history[-1]["accuracy"] = accuracy(classifier, tokenizer, test, recipe.length)
+        history[-1]["minutes"] = (time.monotonic() - begun) / 60
+    bar.close()
+    classifier.eval()
+    return pd.DataFrame(history)
+
+
+def batches(lengths: Sequence[int], size: int, seed: int | list[int],
+            window: int = 20) -> Iterator[list[int]]:
+    """Every index once, in shuffled batches of texts of similar length (little is padded).
+
+    Texts are sorted by length within windows of `window` batches, then the batches shuffled.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    parts = []
+    for start in range(0, len(order), window * size):
+        near = sorted(order[start : start + window * size].tolist(), key=lambda i: lengths[i])
+        parts += [near[i : i + size] for i in range(0, len(near), size)]
+    for place in rng.permutation(len(parts)):
+        yield parts[place]
+
+
+@torch.no_grad()
+def predict(classifier: nn.Module, tokenizer, texts: Sequence[str], length: int = 256,
+            batch: int = 32, autocast: bool = False) -> Tensor:
+    """Probability of praise of every text, (n,). Raises ValueError for no texts or an empty one."""
+    rows = cut_texts(tokenizer, texts, length)
+    device = next(classifier.parameters()).device
+    classifier.eval()
+    found = torch.empty(len(rows))
+    order = torch.tensor([len(row) for row in rows]).argsort(stable=True)
+    for chosen in tqdm(order.split(batch), unit="batch", leave=False, desc="classifying"):
+        ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits = classifier(ids, mask)
+        found[chosen] = logits.float().softmax(1)[:, 1].cpu()
+    return found
+
+
+def accuracy(classifier: nn.Module, tokenizer, reviews: pd.DataFrame, length: int = 256,
+             autocast: bool = False) -> float:
+    """Share of reviews (columns `text`, `label`) that the classifier gets right."""
+    praise = predict(classifier, tokenizer, reviews["text"].tolist(), length, autocast=autocast)
+    return float(((praise > 0.5).numpy() == reviews["label"].to_numpy(bool)).mean())
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def save_changes(path: Path, classifier: Classifier, name: str, facts: dict) -> None:
+    """Write the displacement of the free matrices from model `name`, and the head, in float16.
+
+    `facts`: what else to write down, such as the recipe. The file holds a fingerprint of the
+    model's weights, so that it cannot be put on others.
+    """
+    before = dict(Classifier(load_model(name)[0], 0).named_parameters())
+    tensors = {}
+    for key, weight in classifier.free().items():
+        moved = weight.detach().cpu() - (0 if key in HEAD else before[key])
+        tensors[key] = moved.half().contiguous()
+    metadata = {"model": name, "fingerprint": fingerprint(name), "facts": json.dumps(facts)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(0o644)
+
+
+def classifier_path(name: str, seed: int) -> Path:
+    """Where the bundled classifier of a model and a seed lies."""
+    return CLASSIFIERS / f"{name}-seed{seed}.safetensors"
+
+
+def load_classifier(name: str, seed: int = 1, path: Path | None = None) -> tuple[Classifier, object]:
+    """A fine-tuned classifier, in eval mode without gradients, and its tokenizer.
+
+    `path`: a file that `save_changes` wrote, instead of the bundled one of this seed. Raises
+    ModelNotFound where there is none, ValueError where it belongs to other weights.
+    """
+    file = path or classifier_path(name, seed)
+    if not file.is_file():
+        there = sorted(f.stem for f in CLASSIFIERS.glob("*.safetensors"))
+        raise ModelNotFound(f"there is no classifier {file.stem!r}; there are {', '.join(there)}")
+    model, tokenizer = load_model(name)
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+        if metadata["fingerprint"] != fingerprint(name):
+            raise ValueError(f"{file} was fine-tuned from other weights than those of {name} here "
+                             f"(it says: {metadata['model']}): they do not fit together")
+        changes = {key: stored.get_tensor(key).float() for key in stored.keys()}
+    recipe = json.loads(metadata["facts"])["recipe"]
+    classifier = Classifier(model, recipe["free_layers"])
+    with torch.no_grad():
+        for key, weight in classifier.free().items():
+            weight.copy_(changes[key] if key in HEAD else weight + changes[key])
+    return classifier.eval().requires_grad_(False), tokenizer
+
+
+def bundled_seeds(name: str) -> list[int]:
+    """Seeds of the classifiers of a model that ship with the package."""
+    files = CLASSIFIERS.glob(f"{name}-seed*.safetensors")
+    return sorted(int(file.stem.rpartition("seed")[2]) for file in files)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def train_one(name: str, recipe: Recipe, data: str, path: Path, n: int | None = None,
+              device: str = "cpu") -> dict:
+    """Fine-tune one classifier on IMDB, write it, and return its row of the table of results.
+
+    The accuracies are those of the file, read again, on all of IMDB's test part and on all
+    embedded reviews.
+    """
+    train = load_reviews("train", n, recipe.seed, data)
+    model, tokenizer = load_model(name)
+    classifier = Classifier(model, recipe.free_layers, recipe.seed).to(device)
+    history = fine_tune(classifier, tokenizer, train, recipe, autocast=True)
+    facts = {"recipe": asdict(recipe), "reviews": len(train), "loss": history["loss"].tolist()}
+    save_changes(path, classifier.cpu(), name, facts)
+    again, _ = load_classifier(name, path=path)
+    again.to(device)
+    row = {"model": name, "seed": recipe.seed, "reviews": len(train), "epochs": recipe.epochs,
+           "loss": history["loss"].iloc[-1], "minutes": history["minutes"].iloc[-1]}
+    row["imdb"] = accuracy(again, tokenizer, load_reviews("test", source=data), recipe.length, True)
+    for split in ("train", "test"):
+        row[f"embedded_{split}"] = accuracy(again, tokenizer, load_reviews(split, source=EMBEDDED))
+    return row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m embspace_helpers.finetuning",
+        description="Fine-tune classifiers on IMDB; run again, it goes on with the next seed.")
+    parser.add_argument("name", help="twin-a, twin-b, or any decoder load_model knows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("build/classifiers"), help="folder to write")
+    parser.add_argument("--reviews", type=int, help="so many training reviews (default: all)")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(arguments)
+    table = args.out / f"{Path(args.name).name}.csv"
+    rows = pd.read_csv(table).to_dict("records") if table.exists() else []
+    done = {row["seed"] for row in rows}
+    for seed in args.seeds:
+        if seed in done:
+            print(f"{args.name}, seed {seed}: done already, see {table}")
+            continue
+        recipe = Recipe(seed, epochs=args.epochs, learning_rate=args.rate)
+        path = args.out / f"{Path(args.name).name}-seed{seed}.safetensors"
+        rows.append(train_one(args.name, recipe, args.data, path, args.reviews, args.device))
+        pd.DataFrame(rows).round(4).to_csv(table, index=False)
+        print(rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
