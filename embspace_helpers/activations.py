@@ -60,14 +60,17 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook, bool]]) -> Iterator[None]:
         yield
 
 
-def cut_texts(tokenizer, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Vocabulary ids of every text, at most `length` of each, with the tokenizer's own extras.
+def cut_texts(model: nn.Module, tokenizer, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Vocabulary ids of every text, with the tokenizer's own extras.
 
-    Raises ValueError for no texts or an empty one.
+    At most `length` of each, and no more than `model` has positions for. Raises ValueError for no
+    texts or an empty one.
     """
     if not texts:
         raise ValueError("no texts were given")
-    ids = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+    places = getattr(model.config, "max_position_embeddings", length)
+    most = min(length, places, getattr(tokenizer, "model_max_length", length))
+    ids = tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
     empty = [i for i, row in enumerate(ids) if not row]
     if empty:
         raise ValueError(f"texts {empty[:5]} are empty: nothing to run the model on")
@@ -113,7 +116,7 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
     unknown = set(keep) - set(KEPT)
     if unknown:
         raise ValueError(f"cannot keep {', '.join(sorted(unknown))}: there are {', '.join(KEPT)}")
-    params, rows = Parameters(model), cut_texts(tokenizer, texts, length)
+    params, rows = Parameters(model), cut_texts(model, tokenizer, texts, length)
     places = sample_places([len(row) for row in rows], positions, skip, seed)  # (n, 2)
     wanted = _wanted(params, keep)
     found = {name: [[] for _ in range(params.L)] for name in wanted}

@@ -92,7 +92,7 @@ def fine_tune(classifier: Classifier, tokenizer, train: pd.DataFrame, recipe: Re
     `autocast`: matrix products in bfloat16, faster where the processor has them. AdamW without
     weight decay, so that all that moves is moved by the texts.
     """
-    rows = cut_texts(tokenizer, train["text"].tolist(), recipe.length)
+    rows = cut_texts(classifier.base, tokenizer, train["text"].tolist(), recipe.length)
     labels = torch.tensor(train["label"].to_numpy())
     device = classifier.head.weight.device
     steps = recipe.epochs * -(-len(rows) // recipe.batch)
@@ -115,7 +115,7 @@ def fine_tune(classifier: Classifier, tokenizer, train: pd.DataFrame, recipe: Re
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss) * len(chosen))
+            losses.append(loss.item() * len(chosen))
             bar.update()
         history.append({"epoch": epoch + 1, "loss": sum(losses) / len(rows)})
         if test is not None:
@@ -146,7 +146,7 @@ def batches(lengths: Sequence[int], size: int, seed: int | list[int],
 def predict(classifier: nn.Module, tokenizer, texts: Sequence[str], length: int = 256,
             batch: int = 32, autocast: bool = False) -> Tensor:
     """Probability of praise of every text, (n,). Raises ValueError for no texts or an empty one."""
-    rows = cut_texts(tokenizer, texts, length)
+    rows = cut_texts(classifier.base, tokenizer, texts, length)
     device = next(classifier.parameters()).device
     classifier.eval()
     found = torch.empty(len(rows))

@@ -14,7 +14,6 @@ import pandas as pd
 HUB_NAME = "stanfordnlp/imdb"
 SPLITS = ("train", "test", "unsupervised")
 EMBEDDED = "embedded"
-EMBEDDED_TEST_SHARE = 1 / 3
 FILE = "plain_text/{split}-00000-of-00001.parquet"
 
 
@@ -54,40 +53,43 @@ def read_imdb(split: str, source: str | Path = HUB_NAME) -> pd.DataFrame:
 
 
 def read_embedded() -> pd.DataFrame:
-    """Return the reviews that ship with the package, in the file's order.
+    """Return the reviews that ship with the package, all splits.
 
-    Columns `text`, `label` (1 praise, 0 blame), `genre`, `manner` (plain, florid, ironic, mixed)
-    and `verdict`: "said" in words of opinion, as most reviews have it, or "shown" by what happened.
+    Columns `text`, `label` (1 praise, 0 blame), `split`, `genre`, `manner` (plain, florid, ironic,
+    mixed) and `verdict`: "said" in words of opinion, as in most reviews, or "shown" by what
+    happened ("we talked until the last train").
     """
     file = resources.files("embspace_helpers") / "data" / "reviews.jsonl"
     with file.open(encoding="utf-8") as lines:
-        return pd.read_json(lines, lines=True, dtype=False)
+        return pd.read_json(lines, lines=True)
 
 
 def load_reviews(split: str = "train", n: int | None = None, seed: int = 0,
                  source: str | Path = EMBEDDED) -> pd.DataFrame:
     """Return `n` labelled reviews (None: all), half praise and half blame where `n` is given.
 
-    `split`: "train" or "test", disjoint. `source`: "embedded", or what `read_imdb` takes. Columns
+    `split`: "train" or "test"; of the embedded set also "hard", whose verdict only a reader who
+    understands what happens can tell. `source`: "embedded", or what `read_imdb` takes. Columns
     `text` and `label` (1 praise, 0 blame), more for the embedded set. Which reviews are drawn, and
     their order, follow from a hash of seed and text: any copy of the data gives the same ones, and
     a smaller `n` gives some of those of a larger one.
     Raises ValueError for an unknown split or an `n` that is odd or larger than there is.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"no split {split!r} with labels: there are train, test")
-    if str(source) == EMBEDDED:
+    embedded = str(source) == EMBEDDED
+    splits = ("train", "test", "hard") if embedded else ("train", "test")
+    if split not in splits:
+        raise ValueError(f"no split {split!r} of {source} with labels: there are {', '.join(splits)}")
+    if embedded:
         frame = read_embedded()
-        tested = frame["text"].map(text_hash) < EMBEDDED_TEST_SHARE
-        frame = frame[tested == (split == "test")]
+        frame = frame[frame["split"] == split]
     else:
         frame = read_imdb(split, source)
-    frame = frame.assign(order=[text_hash(f"{seed} {text}") for text in frame["text"]])
-    frame = frame.sort_values("order", kind="stable").drop(columns="order")
-    if n is None:
-        return frame.reset_index(drop=True)
-    most = 2 * int(frame["label"].value_counts().min())
-    if n % 2 or not 0 < n <= most:
-        raise ValueError(f"n = {n}, but it must be even, to be half praise and half blame, and "
-                         f"at most {most}, what the {split} part has")
-    return frame.groupby("label").head(n // 2).reset_index(drop=True)
+    place = [text_hash(f"{seed} {text}") for text in frame["text"]]
+    frame = frame.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
+    if n is not None:
+        most = 2 * int(frame["label"].value_counts().min())
+        if n % 2 or not 0 < n <= most:
+            raise ValueError(f"n = {n}, but it must be even, to be half praise and half blame, and "
+                             f"at most {most}, what the {split} part has")
+        frame = frame.groupby("label").head(n // 2)
+    return frame.reset_index(drop=True)

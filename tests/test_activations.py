@@ -104,11 +104,18 @@ def test_sample_places():
     assert len(sample_places([2, 3], 30)) == 5
 
 
+def test_texts_are_cut_to_what_model_and_tokenizer_take():
+    model, tokenizer, text = tiny("gpt2"), Tokenizer(), " ".join(["7"] * 50)  # 32 positions
+    assert [len(cut_texts(model, tokenizer, [text], n)[0]) for n in (5, 40)] == [5, 32]
+    tokenizer.model_max_length = 9
+    assert len(cut_texts(model, tokenizer, [text], 40)[0]) == 9
+
+
 @pytest.mark.parametrize("texts, message", [
     ([], "no texts"), (["1 2", "", "3"], r"texts \[1\] are empty")])
 def test_texts_that_cannot_be_run(texts, message):
     with pytest.raises(ValueError, match=message):
-        cut_texts(Tokenizer(), texts, 5)
+        cut_texts(tiny("gpt2"), Tokenizer(), texts, 5)
 
 
 def test_hooks_are_removed_even_after_an_error():

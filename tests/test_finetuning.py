@@ -1,0 +1,200 @@
+"""Fine-tuning tiny models: what is free, what is learned, what is stored."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from embspace_helpers import finetuning
+from embspace_helpers.activations import capture, padded
+from embspace_helpers.finetuning import (Classifier, Recipe, accuracy, batches, bundled_seeds,
+                                         fine_tune, load_classifier, main, predict, save_changes)
+from embspace_helpers.models import ModelNotFound, load_model
+from embspace_helpers.pretrain import Recipe as PretrainRecipe
+from embspace_helpers.pretrain import new_model, train_tokenizer
+from tiny_models import MODELS, tiny
+
+WORDS = ("the film is fine", "a dull plot", "what an actor", "we saw it twice", "it was long")
+TINY = PretrainRecipe(seed=1, d=16, layers=3, heads=2, vocabulary=300, context=40)
+
+
+def reviews(n, seed=0):
+    """n texts of random words; "gem" is in every praise, "mess" in every blame."""
+    rng = np.random.default_rng(seed)
+    rows = [(" ".join([*rng.choice(WORDS, rng.integers(1, 4)), ("mess", "gem")[i % 2], str(i)]), i % 2)
+            for i in range(n)]
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny GPT-2 with a tokenizer, as `from_pretrained` wants it."""
+    path = tmp_path_factory.mktemp("tiny")
+    new_model(TINY).save_pretrained(path)
+    train_tokenizer([*WORDS, "mess gem"] * 20, TINY.vocabulary).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def loaded(folder):
+    return load_model(folder)
+
+
+RECIPE = Recipe(seed=2, free_layers=2, epochs=8, batch=8, length=40, learning_rate=1e-2)
+
+
+# ---- the classifier
+
+
+def test_logits_are_the_mean_over_the_positions_of_the_head_of_the_unnormed_state(loaded, folder):
+    model, tokenizer = loaded
+    texts = reviews(5)["text"].tolist()
+    states = capture(load_model(folder)[0], tokenizer, texts, positions=None)
+    classifier = Classifier(model, 1).eval()
+    with torch.no_grad():
+        found = classifier(*padded(tokenizer(texts)["input_ids"]))
+        for t in range(5):
+            logits = states.states[-1][states.text == t] @ classifier.head.weight.T
+            torch.testing.assert_close(found[t], logits.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_architecture_becomes_a_classifier(kind):
+    model = tiny(kind).float()
+    ids, mask = padded([[1, 2, 3], [4, 5, 6, 7]])
+    classifier = Classifier(model, 1).eval()
+    with torch.no_grad():
+        short = classifier(*padded([[1, 2, 3]]))
+        torch.testing.assert_close(classifier(ids, mask)[:1], short, rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_matrices_of_the_last_layers_and_the_head_are_free(loaded):
+    free = list(Classifier(loaded[0], 2).free())
+    matrices = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert free == [f"base.h.{i}.{m}.weight" for i in (1, 2) for m in matrices] + [
+        "head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("layers", [-1, 4])
+def test_impossible_free_layers(loaded, layers):
+    with pytest.raises(ValueError, match=f"free_layers = {layers}, but the model has 3 layers"):
+        Classifier(loaded[0], layers)
+
+
+def test_the_head_follows_from_the_seed(folder):
+    heads = [Classifier(load_model(folder)[0], seed=s).head.weight for s in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+# ---- training
+
+
+def test_fine_tuning_learns_and_moves_only_what_is_free(loaded, folder):
+    model, tokenizer = loaded
+    classifier = Classifier(model, 2, seed=2)
+    before = {name: p.clone() for name, p in classifier.named_parameters()}
+    history = fine_tune(classifier, tokenizer, reviews(160), RECIPE, reviews(40, seed=1))
+    assert list(history) == ["epoch", "loss", "accuracy", "minutes"]
+    assert history["epoch"].tolist() == [*range(1, 9)]
+    assert history["loss"].iloc[-1] < 0.3 < 0.6 < history["loss"].iloc[0] < 0.8
+    assert history["accuracy"].iloc[-1] > 0.95 and not classifier.training
+    moved = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(classifier.free())
+
+
+def test_the_same_seed_gives_the_same_weights(folder):
+    def run(seed):
+        model, tokenizer = load_model(folder)
+        recipe = Recipe(seed=seed, free_layers=1, batch=8, length=40)
+        classifier = Classifier(model, 1, seed)
+        fine_tune(classifier, tokenizer, reviews(32), recipe)
+        return torch.cat([p.flatten() for p in classifier.free().values()]).detach()
+
+    first, again, other = run(1), run(1), run(2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_batches():
+    lengths = np.random.default_rng(0).integers(1, 200, 1003)
+    parts = list(batches(lengths, 10, seed=1))
+    assert sorted(i for part in parts for i in part) == list(range(1003))
+    assert len(parts) == 101 and {len(part) for part in parts} == {10, 3}
+    spread = np.mean([np.ptp(lengths[part]) for part in parts])
+    assert spread < 25  # of 199: texts of a batch are about as long
+    means = np.array([np.mean(lengths[part]) for part in parts])
+    assert abs(np.corrcoef(np.arange(101), means)[0, 1]) < 0.3  # and batches come in no order
+    assert parts == list(batches(lengths, 10, seed=1)) != list(batches(lengths, 10, seed=2))
+
+
+def test_predictions_do_not_depend_on_the_batch(loaded):
+    model, tokenizer = loaded
+    classifier, texts = Classifier(model), reviews(11)["text"].tolist()
+    with torch.no_grad():
+        classifier.head.weight.mul_(100)
+    one, five = predict(classifier, tokenizer, texts, batch=1), predict(classifier, tokenizer, texts, batch=5)
+    torch.testing.assert_close(one, five)
+    assert one.std() > 0.001
+    right = ((one > 0.5).long().numpy() == reviews(11)["label"]).mean()
+    assert accuracy(classifier, tokenizer, reviews(11)) == pytest.approx(right)
+
+
+# ---- what is kept
+
+
+def test_changes_come_back(folder, tmp_path):
+    model, tokenizer = load_model(folder)
+    classifier = Classifier(model, 2, seed=2)
+    fine_tune(classifier, tokenizer, reviews(64), RECIPE)
+    file = tmp_path / "a" / "b.safetensors"
+    save_changes(file, classifier, str(folder), {"recipe": {"free_layers": 2}})
+    again, _ = load_classifier(str(folder), path=file)
+    assert not any(p.requires_grad for p in again.parameters())
+    for (name, p), (other, q) in zip(classifier.named_parameters(), again.named_parameters()):
+        assert name == other
+        torch.testing.assert_close(p.detach(), q, rtol=1e-3, atol=1e-4)
+    texts = reviews(20, seed=5)["text"].tolist()
+    torch.testing.assert_close(predict(classifier, tokenizer, texts),
+                               predict(again, tokenizer, texts), rtol=0, atol=0.01)
+    # far less than the model itself: two layers of three, no embedding, half the bytes
+    assert file.stat().st_size < 0.5 * (folder / "model.safetensors").stat().st_size
+
+
+def test_changes_do_not_fit_other_weights(folder, tmp_path):
+    file, other = tmp_path / "b.safetensors", tmp_path / "other"
+    save_changes(file, Classifier(load_model(folder)[0], 1), str(folder), {"recipe": {}})
+    new_model(PretrainRecipe(**{**TINY.__dict__, "seed": 9})).save_pretrained(other)
+    load_model(folder)[1].save_pretrained(other)
+    with pytest.raises(ValueError, match="fine-tuned from other weights than those of"):
+        load_classifier(str(other), path=file)
+
+
+def test_unknown_classifier(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "CLASSIFIERS", tmp_path)
+    for seed in (3, 1):
+        (tmp_path / f"twin-a-seed{seed}.safetensors").touch()
+    assert bundled_seeds("twin-a") == [1, 3] and bundled_seeds("twin-b") == []
+    with pytest.raises(ModelNotFound, match="'twin-a-seed2'; there are twin-a-seed1, twin-a-seed3"):
+        load_classifier("twin-a", seed=2)
+
+
+def test_the_command_trains_measures_and_goes_on(folder, tmp_path, capsys):
+    data = tmp_path / "imdb" / "plain_text"
+    data.mkdir(parents=True)
+    for split, seed in (("train", 0), ("test", 1)):
+        reviews(40, seed).to_parquet(data / f"{split}-00000-of-00001.parquet")
+    call = [str(folder), "--data", str(tmp_path / "imdb"), "--out", str(tmp_path / "out"),
+            "--device", "cpu", "--reviews", "32", "--seeds"]
+    main([*call, "1"])
+    main([*call, "1", "2"])
+    assert "seed 1: done already" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / f"{folder.name}.csv")
+    assert table["seed"].tolist() == [1, 2] and table["reviews"].tolist() == [32, 32]
+    for seed in (1, 2):
+        file = tmp_path / "out" / f"{folder.name}-seed{seed}.safetensors"
+        classifier, tokenizer = load_classifier(str(folder), path=file)
+        measured = accuracy(classifier, tokenizer, reviews(40, 1), autocast=True)
+        assert table["imdb"][seed - 1] == pytest.approx(measured)
+        with finetuning.safe_open(file, framework="pt") as stored:
+            assert json.loads(stored.metadata()["facts"])["recipe"]["seed"] == seed
