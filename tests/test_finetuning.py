@@ -23,7 +23,7 @@ TINY = PretrainRecipe(seed=1, d=16, layers=3, heads=2, vocabulary=300, context=4
 def reviews(n, seed=0):
     """n texts of random words; "gem" is in every praise, "mess" in every blame."""
     rng = np.random.default_rng(seed)
-    rows = [(" ".join([*rng.choice(WORDS, rng.integers(1, 4)), ("mess", "gem")[i % 2], str(i)]), i % 2)
+    rows = [(" ".join([*rng.choice(WORDS, rng.integers(1, 4)), *[("mess", "gem")[i % 2]] * 4]), i % 2)
             for i in range(n)]
     return pd.DataFrame(rows, columns=["text", "label"])
 
@@ -98,7 +98,7 @@ def test_fine_tuning_learns_and_moves_only_what_is_free(loaded, folder):
     history = fine_tune(classifier, tokenizer, reviews(160), RECIPE, reviews(40, seed=1))
     assert list(history) == ["epoch", "loss", "accuracy", "minutes"]
     assert history["epoch"].tolist() == [*range(1, 9)]
-    assert history["loss"].iloc[-1] < 0.3 < 0.6 < history["loss"].iloc[0] < 0.8
+    assert history["loss"].iloc[-1] < 0.05 < 0.4 < history["loss"].iloc[0] < 0.8
     assert history["accuracy"].iloc[-1] > 0.95 and not classifier.training
     moved = {name for name, p in classifier.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(classifier.free())
