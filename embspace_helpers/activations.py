@@ -216,13 +216,16 @@ def set_values(params: Parameters, layer: int, row: Tensor, place: Tensor, head:
 def final_states(model: nn.Module, rows: Sequence[Sequence[int]], place: Tensor,
                  change: Callable[[Tensor], AbstractContextManager] | None = None,
                  batch: int = 32) -> Tensor:
-    """The model's last hidden states, behind its final norm, at place[i] of the ids rows[i]: (m, d).
+    """The model's last hidden states, behind its final norm, at place[i] of the ids rows[i].
 
-    Times E_out, these are the logits (of a decoder). `change(chosen)` gives what is in force while
-    a batch runs, such as `set_neurons`; chosen (b,) says which of the m stand in its rows 0 to
-    b - 1. Raises ValueError where a place lies outside its row.
+    `place` (m,), or (m, r) for r places in every row; the states are (m, d), or (m, r, d). Times
+    E_out, these are the logits (of a decoder). `change(chosen)` gives what is in force while a
+    batch runs, such as `set_neurons`; chosen (b,) says which of the m stand in its rows 0 to b - 1.
+    Raises ValueError where a place lies outside its row.
     """
-    outside = [i for i, (r, p) in enumerate(zip(rows, place.tolist())) if not 0 <= p < len(r)]
+    spans = place.reshape(len(place), -1).aminmax(dim=1)
+    outside = [i for i, (row, low, high) in enumerate(zip(rows, spans.min, spans.max))
+               if low < 0 or high >= len(row)]
     if len(rows) != len(place) or outside:
         raise ValueError(f"{len(rows)} rows, {len(place)} places, of which {len(outside)} lie "
                          "outside their row")
@@ -232,7 +235,8 @@ def final_states(model: nn.Module, rows: Sequence[Sequence[int]], place: Tensor,
         ids, mask = padded([rows[i] for i in chosen])
         with change(chosen) if change else nullcontext():
             found = model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device))
-        last = found.last_hidden_state[range(len(chosen)), place[chosen].to(device)]
+        order = torch.arange(len(chosen)).reshape(-1, *[1] * (place.ndim - 1))
+        last = found.last_hidden_state[order.to(device), place[chosen].to(device)]
         for i, state in zip(chosen.tolist(), last.cpu()):
             states[i] = state
     return torch.stack(states)

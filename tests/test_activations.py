@@ -207,6 +207,14 @@ def test_final_states_give_the_logits_with_and_without_a_change(kind):
     assert (changed - plain).abs().amax(1).min() > 1e-4
 
 
+def test_final_states_at_several_places_of_a_row():
+    model, ids = tiny("gpt2"), [[1, 2, 3, 4], [5, 6]]
+    found = final_states(model, ids, torch.tensor([[3, 0], [1, 1]]))
+    assert found.shape == (2, 2, 12)
+    for i, place in enumerate(([3, 1], [0, 1])):
+        close(found[:, i], final_states(model, ids, torch.tensor(place)))
+
+
 def test_final_states_refuses_places_outside():
     with pytest.raises(ValueError, match="2 rows, 2 places, of which 1 lie outside"):
         final_states(tiny("gpt2"), [[1, 2], [3]], torch.tensor([1, 1]))
