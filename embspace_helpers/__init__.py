@@ -7,7 +7,10 @@ One module a concern; the ideas themselves are written out in the notebooks.
 - `vocabulary`: readable items, filters; `projection`: readings, top words, tables
 - `pairs`: the largest entries of a head's (e, e) matrix; `atlas`: the words of every parameter,
   searchable
+- `activations`: capture states and activations, or change them; `overlap`: do the words of active
+  parameters stand in the state; `cause`: which words move when a parameter is switched off
+- `finetuning`: the paper's classifier, its training, and what changed as a file
 - `statistics`: overlaps, coherence, controls, intervals; `plots`: the course's figure style
-- `reviews`, `pretrain`: IMDB, and how the bundled models were trained
+- `reviews`, `pretrain`: the reviews that ship, IMDB, and how the bundled models were trained
 - `exercises`: checks in notebooks; `notebooks`, `nbval_plugin`: for the course's developers
 """

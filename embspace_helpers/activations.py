@@ -118,24 +118,19 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
         raise ValueError(f"cannot keep {', '.join(sorted(unknown))}: there are {', '.join(KEPT)}")
     params, rows = Parameters(model), cut_texts(model, tokenizer, texts, length)
     places = sample_places([len(row) for row in rows], positions, skip, seed)  # (n, 2)
-    wanted = _wanted(params, keep)
-    found = {name: [[] for _ in range(params.L)] for name in wanted}
+    wanted, found = _wanted(params, keep), {}
     by_length = sorted(places[:, 0].unique().tolist(), key=lambda t: len(rows[t]))
-    order = []  # of the places, as the batches deliver them
     for start in tqdm(range(0, len(by_length), batch), unit="batch", leave=False,
                       desc="running the model"):
         chosen = by_length[start : start + batch]
-        at = [(places[:, 0] == t).nonzero().squeeze(1) for t in chosen]
-        order += at
+        at = [(places[:, 0] == t).nonzero().squeeze(1) for t in chosen]  # rows of places
         row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(at)])
-        _run(model, [rows[t] for t in chosen], wanted, found, row, places[torch.cat(at), 1])
-    back = torch.cat(order).argsort()
-    kept = {name: torch.stack([torch.cat(parts)[back] for parts in layers])
-            for name, layers in found.items()}
+        at = torch.cat(at)
+        _run(model, [rows[t] for t in chosen], wanted, found, at, row, places)
     token = torch.tensor([rows[t][p] for t, p in places.tolist()])
-    return Record(places[:, 0], places[:, 1], token, kept.get("states"),
-                  {kind: kept[kind] for kind in params.key_kinds if kind in kept},
-                  kept.get("neurons"), kept.get("subheads"))
+    return Record(places[:, 0], places[:, 1], token, found.get("states"),
+                  {kind: found[kind] for kind in params.key_kinds if kind in found},
+                  found.get("neurons"), found.get("subheads"))
 
 
 def _wanted(params: Parameters, keep: Sequence[str]) -> dict[str, tuple[list[nn.Module], bool]]:
@@ -154,17 +149,26 @@ def _wanted(params: Parameters, keep: Sequence[str]) -> dict[str, tuple[list[nn.
     return wanted
 
 
-def _run(model, rows, wanted, found, row: Tensor, place: Tensor) -> None:
-    """One forward pass; appends what is wanted at (row, place) to the lists of `found`."""
-    def keeper(store: list) -> Hook:
+def _run(model, rows, wanted, found: dict[str, Tensor], at: Tensor, row: Tensor,
+         places: Tensor) -> None:
+    """One forward pass over `rows`; what is wanted at the places numbered `at` goes to `found`.
+
+    `row` says which of the rows each stands in. The tensors of `found`, (L, n, width), are made at
+    the first pass and filled in place, so that nothing is ever held twice.
+    """
+    def keeper(name: str, layer: int) -> Hook:
         def hook(module, inputs, output=None):
             tensor = inputs if output is None else output
-            tensor = tensor[0] if isinstance(tensor, tuple) else tensor
-            store.append(tensor.detach()[row.to(tensor.device), place.to(tensor.device)].cpu())
+            tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, width)
+            if name not in found:
+                size = (len(wanted[name][0]), len(places), tensor.shape[-1])
+                found[name] = torch.empty(size, dtype=tensor.dtype)
+            place = places[at, 1].to(tensor.device)
+            found[name][layer, at] = tensor.detach()[row.to(tensor.device), place].cpu()
         return hook
 
-    hooks = [(module, keeper(store), before) for name, (modules, before) in wanted.items()
-             for module, store in zip(modules, found[name])]
+    hooks = [(module, keeper(name, layer), before) for name, (modules, before) in wanted.items()
+             for layer, module in enumerate(modules)]
     ids, mask = padded(rows)
     device = next(model.parameters()).device
     with hooked(hooks):

@@ -6,6 +6,7 @@ SentencePiece `▁`) into readable strings and builds the masks (e,) that lists 
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
@@ -117,6 +118,19 @@ def load_vocabulary(model, tokenizer) -> Vocabulary:
     counts = Path(model.config._name_or_path) / "token_counts.json"
     return Vocabulary(tokenizer, size=model.config.vocab_size,
                       counts=json.loads(counts.read_text()) if counts.is_file() else None)
+
+
+def valence(vocabulary: Vocabulary) -> Tensor:
+    """How pleasant every item is by VADER's lexicon (Hutto and Gilbert, 2014), (e,): -4 to 4.
+
+    The mean rating of ten people; NaN for pieces that begin no word and words that are not in it.
+    """
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    lexicon = SentimentIntensityAnalyzer().lexicon
+    whole = vocabulary.keep(whole_words=True, classroom=False).tolist()
+    return torch.tensor([lexicon.get(text.lower(), math.nan) if fits else math.nan
+                         for text, fits in zip(vocabulary.texts, whole)])
 
 
 def shared_words(first: Vocabulary, second: Vocabulary) -> tuple[Tensor, Tensor]:

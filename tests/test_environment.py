@@ -28,7 +28,6 @@ PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("pyt
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to read a GGUF file",
     "ipykernel": "the kernel of the notebooks",
-    "ipywidgets": "progress bars and widgets in notebooks",
     "jupyterlab": "make lab",
     "nbconvert": "make run",
 }

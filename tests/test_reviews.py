@@ -181,3 +181,11 @@ def test_impossible_numbers_of_reviews(n):
 def test_splits_without_labels(split, source):
     with pytest.raises(ValueError, match=f"no split '{split}' of {source} with labels"):
         load_reviews(split, source=source)
+
+
+def test_the_command_measures_a_bag_of_words(tmp_path, capsys):
+    rows = [(f"a {('dull', 'fine')[i % 2]} film {i}", i % 2) for i in range(40)]
+    reviews.main(["--data", str(write_folder(tmp_path / "imdb", train=rows, test=rows))])
+    printed = capsys.readouterr().out
+    assert re.search(r"IMDB test +1\.0", printed)
+    assert re.search(r"embedded hard +0\.\d", printed) and "embedded train" in printed

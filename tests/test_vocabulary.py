@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from embspace_helpers.vocabulary import Vocabulary, is_coarse, load_vocabulary, shared_words
+from embspace_helpers.vocabulary import Vocabulary, is_coarse, load_vocabulary, shared_words, valence
 
 BYTE_LEVEL = ["<|endoftext|>", "Ġ", "Ċ", "â", "Ġmovie", "movie", "ing", "Ġcaf\u00c3\u00a9", "ĠThe",
               "Ġthe", "Ġof", "Ġ1990", "!", "ĠĠ", "##", "Ġarse", "Arse", "Ġ(", "Ġmovies", "ĉx",
@@ -299,3 +299,12 @@ def test_load_vocabulary_takes_the_counts_of_the_folder(tmp_path):
     (tmp_path / "token_counts.json").write_text(json.dumps(list(range(n))))
     v = load_vocabulary(model, byte_level())
     assert len(v) == n and v.counts.tolist() == list(range(n))
+
+
+def test_valence_of_whole_words():
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(
+        ["Ġgreat", "ĠGreat", "great", "Ġhorrible", "Ġtable", "!", "Ġgr"])}, []))
+    found = valence(Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer)))
+    assert found[0] == found[1] == pytest.approx(3.1)  # case does not matter
+    assert found[3] == pytest.approx(-2.5)
+    assert found.isnan().tolist() == [False, False, True, False, True, True, True]
