@@ -126,5 +126,19 @@ def head_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[i
 
 def _check_final_norm(params: Parameters) -> None:
     if params.final_norm() is None:
-        raise ValueError(f"{params.architecture} has no final norm: its last states times E_out are "
-                         "no logits")
+        raise ValueError(f"{params.architecture} has no final norm: its last states times E_out "
+                         "are no logits")
+
+
+def first_places(rows: Sequence[Sequence[int]], ids: Tensor,
+                 room: int = 8) -> dict[int, tuple[int, int]]:
+    """Where each of the items `ids` (m,) first stands in the texts `rows`: {column: (text, place)}.
+
+    Left out are first positions of texts, and places with fewer than `room` items behind them.
+    """
+    column, found = {item: i for i, item in enumerate(ids.tolist())}, {}
+    for text, row in enumerate(rows):
+        for place, item in enumerate(row[1 : max(0, len(row) - room)], start=1):
+            if item in column:
+                found.setdefault(column[item], (text, place))
+    return found

@@ -1,7 +1,7 @@
 """Do the words of the most active parameters turn up in the hidden state?
 
-Dar et al. (2023), section 4.2: at every position take the few most active neurons or subheads, unite
-their top words, and see which share of the state's own top words is among them.
+Dar et al. (2023), section 4.2: at every position take the few most active neurons or subheads,
+unite their top words, and see which share of the state's own top words is among them.
 
     python -m embspace_helpers.overlap twin-a --data stanfordnlp/imdb --out overlap.csv
 """
@@ -82,7 +82,7 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
     behind the final norm. Raises ValueError for another target.
     """
     if unknown := set(targets) - set(TARGETS):
-        raise ValueError(f"no target {', '.join(unknown)}: there are {', '.join(TARGETS)}")
+        raise ValueError(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
     layers, last = range(params.L) if layers is None else layers, params.L - 1
     norm = params.final_norm() if normed else None
     words = {layer: state_lists(record.states[layer], space, k, norm) for layer in {*layers, last}}
@@ -131,8 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in args.names:
         for reading in args.readings:
             for untrained in (False, True):
-                tables.append(measure(name, args.data, args.texts, args.positions, reading, untrained))
-                print(f"{name}, {reading}, {'untrained' if untrained else 'trained'}: done", flush=True)
+                tables.append(measure(name, args.data, args.texts, args.positions, reading,
+                                      untrained))
+                state = "untrained" if untrained else "trained"
+                print(f"{name}, {reading}, {state}: done", flush=True)
     pd.concat(tables).round(4).to_csv(args.out, index=False)
 
 

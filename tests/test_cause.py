@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from embspace_helpers.activations import capture, set_neurons, set_values
-from embspace_helpers.cause import (Effects, effects, frequency_ranks, head_changes, matched_words,
-                                    neuron_changes)
+from embspace_helpers.cause import (Effects, effects, first_places, frequency_ranks, head_changes,
+                                    matched_words, neuron_changes)
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.vocabulary import Vocabulary
 from tiny_models import NORM_FIRST, tiny
@@ -26,8 +26,15 @@ def kind(request):
 def run(kind, positions=None):
     """A tiny model, its parameters, and what happened on ROWS."""
     model = tiny(kind)
-    record = capture(model, lambda texts, **_: {"input_ids": ROWS}, ["text"] * 3, positions, batch=2)
-    return model, Parameters(model), record
+    return model, Parameters(model), record_of(model, positions)
+
+
+def record_of(model, positions=None):
+    return capture(model, tokenizer, ["text"] * len(ROWS), positions, batch=2)
+
+
+def tokenizer(texts, **_):
+    return {"input_ids": ROWS}
 
 
 @torch.no_grad()
@@ -84,7 +91,6 @@ def test_matched_words_are_others_near_by_on_both_sides(m, near):
 def test_matched_words_are_drawn_evenly_and_again_with_the_same_seed():
     columns, ranks = torch.full((70, 60), 33), permutation(100)
     found = matched_words(columns, ranks)
-    steps = (ranks[found] - ranks[33]).flatten().bincount
     assert int(ranks[33]) in range(15, 85)
     counts = (ranks[found] - ranks[33] + 15).flatten().bincount(minlength=31)
     assert counts[15] == 0 and counts.sum() == 4200
@@ -110,9 +116,10 @@ def test_effects_against_a_loop():
     for i, row in enumerate(change.tolist()):
         mean = sum(row) / 50
         deviation = (sum((x - mean) ** 2 for x in row) / 49) ** 0.5
-        for name, chosen in (("own", columns[i]), ("matched", matched[i]), ("other", columns[i - 1])):
+        for actual, chosen in ((found.own, columns[i]), (found.matched, matched[i]),
+                               (found.other, columns[i - 1])):
             expected = sum(row[c] for c in chosen.tolist()) / 4 / deviation
-            assert getattr(found, name)[i].item() == pytest.approx(expected)
+            assert actual[i].item() == pytest.approx(expected)
 
 
 def test_effects_of_words_that_alone_rise_or_fall():
@@ -172,25 +179,20 @@ def test_a_neuron_of_the_last_layer_by_hand_whatever_its_sign(kind):
 
 
 def test_the_words_of_a_value_fall_whatever_the_sign_of_its_coefficient(kind):
-    """Small coefficients, a value that the final norm leaves nearly as it is: v E_out, times -|c|."""
-    model, p, record = run(kind)
+    """All write the same small v; a final norm without gain turns it by less than 90 degrees."""
+    model, p, _ = run(kind)
+    v = random(p.d)
+    v -= v.mean()
     with torch.no_grad():
-        norm = p.final_norm()
-        state = record.states[1].mean(0)
-        norm.weight.fill_(1.0)
-        v = torch.randn(p.d, dtype=torch.float64)
-        v -= v.mean()
-        v -= v @ state / (state @ state) * state  # no change of the state's scale, to first order
-        v -= v.mean()
-        p.V(1)[:] = 1e-6 * v
-    signs = []
-    record = capture(model, lambda texts, **_: {"input_ids": ROWS}, ["text"] * 3, None)
+        p.final_norm().weight.fill_(1.0)
+        p.V(1)[:] = 1e-3 * v  # small, but RMSNorm computes in float32
+    record = record_of(model, positions=3)
     found = neuron_changes(model, p, ROWS, record, 1, torch.arange(p.d_ff), torch.arange(p.e),
                            contexts=1)
-    for change in found:
-        signs.append(torch.corrcoef(torch.stack([change, v @ p.E_out]))[0, 1].item())
-    assert max(signs) < -0.5
-    assert (record.neurons[1] < 0).any() and (record.neurons[1] > 0).any()
+    most = record.neurons[1].gather(0, record.neurons[1].abs().argmax(0, keepdim=True))
+    assert (most < 0).any() and (most > 0).any()
+    moved = found @ torch.linalg.pinv(p.E_out)  # back from logits to states, (d_ff, d)
+    assert (torch.cosine_similarity(moved, v[None]) < -0.1).all()
 
 
 def test_a_coefficient_left_as_it_is_changes_nothing(kind):
@@ -229,6 +231,19 @@ def test_how_far_a_head_is_followed():
     assert all((a - b).abs().min() > 1e-6 for a, b in zip(sums, sums[1:]))
     with pytest.raises(ValueError, match="2 rows, 2 places, of which 1 lie outside"):
         head_changes(model, p, ROWS, 0, 1, at, IDS, reach=6)
+
+
+@pytest.mark.parametrize("room", [0, 2, 4, 8])
+def test_first_places_with_room_behind_them(room):
+    ids = torch.tensor([9, 1, 30, 5, 7, 3])
+    rows = [ROWS[1], *ROWS, [5] * 12]  # the first has less than `room` items
+    expected = {}
+    for column, item in enumerate(ids.tolist()):
+        places = [(text, place) for text, row in enumerate(rows) for place in range(len(row))
+                  if row[place] == item and place > 0 and len(row[place + 1 :]) >= room]
+        if places:
+            expected[column] = places[0]
+    assert first_places(rows, ids, room) == expected and 3 in expected
 
 
 # ---- models whose last states give no logits
