@@ -18,7 +18,7 @@ from embspace_helpers.activations import Record, capture
 from embspace_helpers.models import load_model, load_untrained
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import EmbeddingSpace
-from embspace_helpers.reviews import EMBEDDED, load_reviews
+from embspace_helpers.reviews import EMBEDDED, HUB_NAME, load_reviews
 from embspace_helpers.statistics import bootstrap_interval, overlap_at_k, shuffled
 from embspace_helpers.vocabulary import load_vocabulary
 
@@ -104,38 +104,44 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
 
 def measure(name: str, source: str, texts: int, positions: int, reading: str,
             untrained: bool = False) -> pd.DataFrame:
-    """The table of a model on so many test reviews, with columns model, reading and source."""
+    """The table of a model on so many test reviews, with columns model, reading, positions, source."""
     model, tokenizer = load_untrained(name) if untrained else load_model(name)
     params = Parameters(model)
     reviews = load_reviews("test", texts, source=source)["text"].tolist()
     record = capture(model, tokenizer, reviews, positions)
     space = EmbeddingSpace(params.E, load_vocabulary(model, tokenizer), reading)
     table = overlap_table(record, params, space)
-    label = f"{name}, untrained" if untrained else name
+    label = f"{Path(name).name}, untrained" if untrained else Path(name).name
     return table.assign(model=label, reading=reading, positions=len(record),
                         source=source if source == EMBEDDED else "imdb")
+
+
+def merge(new: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """The rows of the file `out`, if there is one, with those of the models measured anew replaced."""
+    if not out.exists():
+        return new
+    old = pd.read_csv(out)
+    return pd.concat([old[~old["model"].isin(new["model"])], new]).sort_values(
+        ["model", "reading"], kind="stable")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m embspace_helpers.overlap",
         description="Measure the overlap of states and active parameters on IMDB's test reviews.")
-    parser.add_argument("names", nargs="+", help="models")
-    parser.add_argument("--data", default="stanfordnlp/imdb", help="hub name or folder")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write (%(default)s)")
+    parser.add_argument("names", nargs="+", help="models; a large one needs memory for positions")
+    parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write or to renew")
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--positions", type=int, default=5000)
     parser.add_argument("--readings", nargs="+", default=["transpose", "orthogonal"])
     args = parser.parse_args(arguments)
-    tables = []
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.names:
-        for reading in args.readings:
-            for untrained in (False, True):
-                tables.append(measure(name, args.data, args.texts, args.positions, reading,
-                                      untrained))
-                state = "untrained" if untrained else "trained"
-                print(f"{name}, {reading}, {state}: done", flush=True)
-    pd.concat(tables).round(4).to_csv(args.out, index=False)
+        tables = [measure(name, args.data, args.texts, args.positions, reading, untrained)
+                  for reading in args.readings for untrained in (False, True)]
+        merge(pd.concat(tables).round(4), args.out).to_csv(args.out, index=False)
+        print(f"{name}: done", flush=True)
 
 
 if __name__ == "__main__":

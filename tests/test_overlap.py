@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from embspace_helpers.activations import Record, capture
 from embspace_helpers.models import load_model, load_untrained
-from embspace_helpers.overlap import (active_lists, main, measure, most_active, overlap_groups,
-                                      overlap_table, overlaps, state_lists)
+from embspace_helpers.overlap import (active_lists, main, measure, merge, most_active,
+                                      overlap_groups, overlap_table, overlaps, state_lists)
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.pretrain import Recipe, new_model, train_tokenizer
 from embspace_helpers.projection import EmbeddingSpace
@@ -226,14 +226,15 @@ def folder(tmp_path_factory):
 
 
 def test_the_command_measures_trained_and_untrained_in_every_reading(folder, tmp_path, capsys):
-    name, data, out = str(folder / "tiny"), str(folder / "imdb"), tmp_path / "overlap.csv"
+    name, data = str(folder / "tiny"), str(folder / "imdb")
+    out = tmp_path / "results" / "overlap.csv"
     main([name, "--data", data, "--out", str(out), "--texts", "6", "--positions", "30"])
-    assert capsys.readouterr().out.count("done") == 4
+    assert capsys.readouterr().out == f"{name}: done\n"
     table = pd.read_csv(out)
     assert set(table["positions"]) == {30} and set(table["source"]) == {"imdb"}
     assert len(table) == 4 * (4 * 2 * 2 * 2)  # groups, layers, targets, kinds
     reviews = load_reviews("test", 6, source=data)["text"].tolist()
-    for label, load in ((name, load_model), (f"{name}, untrained", load_untrained)):
+    for label, load in (("tiny", load_model), ("tiny, untrained", load_untrained)):
         model, tokenizer = load(name)
         params, record = Parameters(model), capture(model, tokenizer, reviews, 30)
         for reading in ("transpose", "orthogonal"):
@@ -243,6 +244,15 @@ def test_the_command_measures_trained_and_untrained_in_every_reading(folder, tmp
             pd.testing.assert_frame_equal(part[list(expected)].reset_index(drop=True), expected)
     means = table.groupby(["model", "reading"])["mean"].mean()
     assert means.nunique() == 4 and means.between(0.01, 0.99).all()
+
+
+def test_a_model_measured_again_replaces_its_rows(tmp_path):
+    out = tmp_path / "overlap.csv"
+    rows = [{"model": m, "reading": r, "mean": 0.5} for m in ("b", "a") for r in ("x", "y")]
+    pd.DataFrame(rows).to_csv(out, index=False)
+    new = pd.DataFrame([{"model": "b", "reading": "y", "mean": 0.1}])
+    assert merge(new, out)["mean"].tolist() == [0.5, 0.5, 0.1]
+    assert merge(new, tmp_path / "none.csv") is new
 
 
 def test_the_reviews_that_ship_are_named_as_such(folder):
