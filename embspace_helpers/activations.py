@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from embspace_helpers.parameters import Parameters
 
 Hook = Callable[..., object]
-KEPT = ("states", "keys", "neurons", "subheads")
+KEPT = ("states", "keys", "neurons", "values", "subheads")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Record:
     `text`, `place`, `token` (n,): which text, which position in it, which vocabulary item stands
     there. `states` (L, n, d): the stream behind each block. `keys`: for every kind of FF key its
     pre-activations (L, n, d_ff). `neurons` (L, n, d_ff): the coefficients that rows of V are
-    written with. `subheads` (L, n, H d_h): the coefficients that rows of W_O are written with,
-    head by head. What was not asked for is None (`keys`: empty).
+    written with. `values` (L, n, H_kv d_h): what the key-value heads offer there, x W_V and bias,
+    head by head. `subheads` (L, n, H d_h): the coefficients that rows of W_O are written with.
+    What was not asked for is None (`keys`: empty).
     """
 
     text: Tensor
@@ -39,6 +40,7 @@ class Record:
     states: Tensor | None
     keys: dict[str, Tensor]
     neurons: Tensor | None
+    values: Tensor | None
     subheads: Tensor | None
 
     def __len__(self) -> int:
@@ -108,7 +110,7 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
             seed: int = 0) -> Record:
     """Run `model` on `texts` and return a Record of `positions` sampled positions.
 
-    `keep`: of states, keys, neurons, subheads, those that are wanted. `length`: vocabulary items
+    `keep`: of states, keys, neurons, values, subheads, those that are wanted. `length`: vocabulary items
     per text. `skip`: leave out the first so many positions of each text. Memory beyond the model:
     a forward pass of `batch` texts, and positions x layers x what is kept.
     Raises ValueError for an unknown name in `keep` or texts without positions.
@@ -127,10 +129,12 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
         row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(at)])
         at = torch.cat(at)
         _run(model, [rows[t] for t in chosen], wanted, found, at, row, places)
+    if "values" in found:  # of a fused map, the last part of the output
+        found["values"] = found["values"][..., -params.H_kv * params.d_h :]
     token = torch.tensor([rows[t][p] for t, p in places.tolist()])
     return Record(places[:, 0], places[:, 1], token, found.get("states"),
                   {kind: found[kind] for kind in params.key_kinds if kind in found},
-                  found.get("neurons"), found.get("subheads"))
+                  found.get("neurons"), found.get("values"), found.get("subheads"))
 
 
 def _wanted(params: Parameters, keep: Sequence[str]) -> dict[str, tuple[list[nn.Module], bool]]:
@@ -144,6 +148,8 @@ def _wanted(params: Parameters, keep: Sequence[str]) -> dict[str, tuple[list[nn.
             wanted[kind] = ([entry.keys(b)[kind] for b in blocks], False)
     if "neurons" in keep:
         wanted["neurons"] = ([entry.value(b) for b in blocks], True)
+    if "values" in keep:
+        wanted["values"] = ([entry.queries_keys_values(b)[-1] for b in blocks], False)
     if "subheads" in keep:
         wanted["subheads"] = ([entry.output(b) for b in blocks], True)
     return wanted

@@ -1,8 +1,8 @@
 """Change one activation and see which words the model finds more or less likely.
 
 A reading says which words a parameter writes. These functions test it: switch a neuron off where it
-was active, or let nobody see what a head offers at a word, and compare the change of the logits of
-the words read with that of other words as frequent.
+was active, switch it on where it was silent, or let nobody see what a head offers at a word; and
+compare the logits of the words read with those of other words as frequent.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,28 @@ from embspace_helpers.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Effects:
-    """Changes of logits, in standard deviations over the words, per neuron or per case (n,).
+    """Mean changes of logits in n cases, each (n,): of four sets of words, and of all words.
 
-    `own`: of the words that were read, `matched`: of other words as frequent, `other`: of the words
-    read in the row before (of a single row, its own). Positive where a word rose.
+    `own`: the words read in this case; `matched`: other words, each as frequent as one of these.
+    `other`: the words read in another case (the row before); `other_matched`: words as frequent as
+    those. `spread`: standard deviation of the change over all words.
     """
 
     own: Tensor
     matched: Tensor
     other: Tensor
+    other_matched: Tensor
+    spread: Tensor
 
     @property
     def size(self) -> Tensor:
-        """Effect on the words read, less that on matched words, (n,)."""
+        """Change of the words read, less that of words as frequent, in logits (n,)."""
         return self.own - self.matched
 
     @property
     def other_size(self) -> Tensor:
-        """The same for another neuron's words: the control, (n,)."""
-        return self.other - self.matched
+        """The same for the words of another case: the control, (n,)."""
+        return self.other - self.other_matched
 
 
 def frequency_ranks(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
@@ -50,57 +53,92 @@ def frequency_ranks(vocabulary: Vocabulary, ids: Tensor) -> Tensor:
 
 
 def matched_words(columns: Tensor, ranks: Tensor, near: int = 15, seed: int = 0) -> Tensor:
-    """For every column number in `columns`, another one at most `near` ranks away, at random.
+    """For every word another one as frequent: `columns` (n, k) -> (n, k), column numbers.
 
-    `ranks` (m,) are those of all columns. Raises ValueError for fewer than 2 `near` of them: those
-    in the middle would have nobody so far away.
+    Drawn from those at most `near` ranks away, and never one of the same row of `columns`. Raises
+    ValueError where the row's own words leave none.
     """
-    if len(ranks) < 2 * near:
-        raise ValueError(f"{len(ranks)} words, but matching within {near} ranks needs {2 * near}")
-    order = ranks.argsort()
+    order, count = ranks.argsort(), len(ranks)
     generator = torch.Generator().manual_seed(seed)
-    step = torch.randint(1, near + 1, columns.shape, generator=generator)
-    step *= torch.randint(0, 2, columns.shape, generator=generator) * 2 - 1
-    place = ranks[columns] + step
-    outside = (place < 0) | (place >= len(order))
-    return order[torch.where(outside, ranks[columns] - step, place)]
+    offsets = torch.cat([torch.arange(-near, 0), torch.arange(1, near + 1)])
+    place = ranks[columns][..., None] + offsets  # (n, k, 2 near)
+    inside = (place >= 0) & (place < count)
+    candidates = order[place.clamp(0, count - 1)]
+    own = (candidates[..., None] == columns[:, None, None, :]).any(-1)
+    fit = inside & ~own
+    if not fit.any(-1).all():
+        raise ValueError(f"some words have no other one within {near} ranks: raise `near`")
+    chance = torch.rand(place.shape, generator=generator).masked_fill(~fit, -1)
+    return candidates.gather(-1, chance.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def effects(change: Tensor, columns: Tensor, ranks: Tensor, seed: int = 0) -> Effects:
-    """Effects from changes of logits (n, m) over m words and the words read, columns (n, k)."""
-    scaled = change / change.std(1, keepdim=True)
-    shift = torch.roll(columns, 1, 0)
-    pick = [columns, matched_words(columns, ranks, seed=seed), shift]
-    return Effects(*(scaled.gather(1, c).mean(1) for c in pick))
+    """Effects from the changes of logits (n, m) over m words; words read: columns (n, k).
+
+    `ranks` (m,): the words' `frequency_ranks`. Raises what `matched_words` raises.
+    """
+    matched = matched_words(columns, ranks, seed=seed)
+    sets = [columns, matched, columns.roll(1, 0), matched.roll(1, 0)]
+    return Effects(*(change.gather(1, c).mean(1) for c in sets), change.std(1))
+
+
+def used_signs(record: Record, layer: int) -> Tensor:
+    """The sign of every neuron's largest coefficient, (d_ff,): with -1 it writes -v."""
+    used = record.neurons[layer]
+    return used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0).sign()
 
 
 @torch.no_grad()
-def neuron_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[int]],
-                   record: Record, layer: int, neurons: Tensor, ids: Tensor, times: float = 0.0,
-                   contexts: int = 4) -> Tensor:
-    """Mean change of the logits of items `ids` (m,) when a neuron's coefficient is multiplied.
+def switched_off(model: nn.Module, params: Parameters, rows: Sequence[Sequence[int]],
+                 record: Record, layer: int, neurons: Tensor, ids: Tensor,
+                 contexts: int = 3) -> tuple[Tensor, Tensor]:
+    """Change of the logits of items `ids` (m,) when a neuron is set to zero, actual and direct.
 
-    For each of `neurons` (n,), at the `contexts` positions of `record` where it was most active, of
-    the texts `rows` (ids), its coefficient there becomes `times` what it was: 0 switches it off.
-    Returns (n, m). Where the coefficient is negative the change is multiplied by -1, as if it had
-    been positive: switching off always counts as taking away +v, so that the words of +v should
-    fall. Raises ValueError for a model without a final norm (BERT).
+    For each of `neurons` (n,), at the `contexts` positions of `record` where its coefficient is
+    largest with its `used_signs`; `rows`: the ids of the record's texts. Both (n, m), means over
+    the positions, at these positions. "direct": what it would be if later layers wrote what they
+    wrote before. Raises ValueError for a model without a final norm.
     """
-    _check_final_norm(params)
+    signed = record.neurons[layer][:, neurons] * used_signs(record, layer)[neurons]
+    at = signed.topk(contexts, dim=0).indices.T  # (n, contexts)
+    return _set(model, params, rows, record, layer, neurons, at, torch.zeros(len(neurons)), ids)
+
+
+@torch.no_grad()
+def switched_on(model: nn.Module, params: Parameters, rows: Sequence[Sequence[int]],
+                record: Record, layer: int, neurons: Tensor, ids: Tensor, contexts: int = 3,
+                seed: int = 0) -> tuple[Tensor, Tensor]:
+    """As `switched_off`, but set to the neuron's largest coefficient, where it was silent.
+
+    The positions are drawn at random from the half where its coefficient was smallest.
+    """
     used = record.neurons[layer][:, neurons]  # (positions, n)
-    at = used.abs().topk(contexts, dim=0).indices.T.flatten()  # (n contexts,)
-    neuron = neurons.repeat_interleave(contexts)
-    coefficient = record.neurons[layer][at, neuron]
-    place = record.place[at]
-    texts = [rows[t][: p + 1] for t, p in zip(record.text[at].tolist(), place.tolist())]
+    largest = used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0)  # (n,)
+    silent = used.abs().argsort(0)[: len(used) // 2]  # (positions / 2, n)
+    drawn = torch.randint(len(silent), (contexts, len(neurons)),
+                          generator=torch.Generator().manual_seed(seed))
+    return _set(model, params, rows, record, layer, neurons, silent.gather(0, drawn).T, largest, ids)
+
+
+def _set(model, params, rows, record: Record, layer: int, neurons: Tensor, at: Tensor,
+         value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Set neurons (n,) to values (n,) at record positions (n, contexts): actual and direct, (n, m)."""
+    norm, (n, contexts) = _final_norm(params), at.shape
+    flat, neuron = at.flatten(), neurons.repeat_interleave(contexts)
+    value = value.repeat_interleave(contexts).to(record.neurons.dtype)
+    place = record.place[flat]
+    texts = [rows[t][: p + 1] for t, p in zip(record.text[flat].tolist(), place.tolist())]
 
     def change(chosen):
         return set_neurons(params, layer, torch.arange(len(chosen)), place[chosen], neuron[chosen],
-                           times * coefficient[chosen])
+                           value[chosen])
 
-    before = params.final_norm()(record.states[-1][at])  # (n contexts, d)
-    moved = (final_states(model, texts, place, change) - before) * coefficient.sign()[:, None]
-    return moved.unflatten(0, (len(neurons), contexts)).mean(1) @ params.E_out[:, ids]
+    state = record.states[-1][flat]  # (n contexts, d), in front of the final norm
+    more = (value - record.neurons[layer][flat, neuron])[:, None] * params.V(layer)[neuron]
+    before, direct = norm(state), norm(state + more)
+    after = final_states(model, texts, place, change)
+    return tuple((x - before).unflatten(0, (n, contexts)).mean(1) @ params.E_out[:, ids]
+                 for x in (after, direct))
 
 
 @torch.no_grad()
@@ -110,9 +148,9 @@ def head_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[i
 
     At every (text, place) of `at` (n) the value that key-value head `head` offers is set to zero;
     the change is summed over that place and the `reach` that follow. Returns (n, m). Raises
-    ValueError where the text ends before, or for a model without a final norm (BERT).
+    ValueError for a model without a final norm, or a text too short for `reach`.
     """
-    _check_final_norm(params)
+    _final_norm(params)
     place = torch.tensor([[p + i for i in range(reach + 1)] for _, p in at])  # (n, reach + 1)
     texts = [rows[t][: p + reach + 1] for t, p in at]
 
@@ -124,21 +162,22 @@ def head_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[i
     return moved.sum(1) @ params.E_out[:, ids]
 
 
-def _check_final_norm(params: Parameters) -> None:
-    if params.final_norm() is None:
-        raise ValueError(f"{params.architecture} has no final norm: its last states times E_out "
-                         "are no logits")
-
-
-def first_places(rows: Sequence[Sequence[int]], ids: Tensor,
-                 room: int = 8) -> dict[int, tuple[int, int]]:
+def first_places(rows: Sequence[Sequence[int]], ids: Tensor, room: int = 8) -> dict[int, tuple[int, int]]:
     """Where each of the items `ids` (m,) first stands in the texts `rows`: {column: (text, place)}.
 
-    Left out are first positions of texts, and places with fewer than `room` items behind them.
+    Left out are first positions of texts, and places with fewer than `room` items after them.
     """
     column, found = {item: i for i, item in enumerate(ids.tolist())}, {}
     for text, row in enumerate(rows):
-        for place, item in enumerate(row[1 : max(0, len(row) - room)], start=1):
-            if item in column:
-                found.setdefault(column[item], (text, place))
+        for place in range(1, len(row) - room):
+            if row[place] in column:
+                found.setdefault(column[row[place]], (text, place))
     return found
+
+
+def _final_norm(params: Parameters) -> nn.Module:
+    norm = params.final_norm()
+    if norm is None:
+        raise ValueError(f"a {params.architecture} model has no final norm in front of E_out: its "
+                         "logits cannot be had from a state alone")
+    return norm

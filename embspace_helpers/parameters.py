@@ -198,6 +198,10 @@ class Parameters:
         stacked = weight.unflatten(0, (self.H, self.d_h))
         return stacked if head is None else stacked[self._head(head)]
 
+    def b_O(self, layer: int) -> Tensor | None:
+        """Bias of the attention block's output, (d,), or None."""
+        return _detached(self.entry.output(self._block(layer)).bias)
+
     def W_QK(self, layer: int, head: int, fold_norm: bool = False) -> tuple[Tensor, Tensor]:
         """Factors (W_Q, W_K), each (d, d_h), of the interaction matrix W_Q W_K.T, (d, d).
 

@@ -12,15 +12,25 @@ LEVEL = 0.95
 
 def overlap_at_k(first: Tensor, second: Tensor) -> Tensor:
     """Share of the k items of each list in `first` (n, k) that stand in `second` (n, m): (n,)."""
-    _check_lists(first, second)
-    return (first[:, :, None] == second[:, None, :]).any(2).float().mean(1)
+    return _hits(first, second).float().mean(1)
 
 
 def jaccard_at_k(first: Tensor, second: Tensor) -> Tensor:
     """Jaccard overlap |a & b| / |a | b| of paired lists without repeats, (n, k) and (n, m): (n,)."""
-    _check_lists(first, second)
-    both = (first[:, :, None] == second[:, None, :]).any(2).float().sum(1)
+    both = _hits(first, second).float().sum(1)
     return both / (first.shape[1] + second.shape[1] - both)
+
+
+def _hits(first: Tensor, second: Tensor, chunk: int = 256) -> Tensor:
+    """Which items of each list in `first` (n, k), ids from 0 on, stand in `second` (n, m): (n, k)."""
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError("expected lists (n, k) and (n, m) with the same n, got "
+                         f"{tuple(first.shape)} and {tuple(second.shape)}")
+    if not first.numel() or not second.numel():
+        return torch.zeros(first.shape, dtype=torch.bool)
+    size = int(max(first.max(), second.max())) + 1
+    return torch.cat([torch.zeros(len(a), size, dtype=torch.bool).scatter_(1, b, True).gather(1, a)
+                      for a, b in zip(first.split(chunk), second.split(chunk))])
 
 
 def shuffled(lists: Tensor, seed: int = 0) -> Tensor:
@@ -116,11 +126,46 @@ def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> 
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def group_interval(values: Tensor, groups: Tensor, resamples: int = 1000,
+                   seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `values` (n,) that resamples whole groups.
+
+    `groups` (n,): to which each value belongs, such as the text of a position. Values of one text
+    are not independent, texts are. Raises ValueError for fewer than 2 groups.
+    """
+    data = _finite(values)
+    _, which = np.unique(np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(which, data), np.bincount(which)
+    if len(counts) < 2:
+        raise ValueError(f"an interval needs at least 2 groups, got {len(counts)}")
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def ratio_interval(top: Tensor, bottom: Tensor, resamples: int = 1000,
+                   seed: int = 0) -> tuple[float, float, float]:
+    """sum(top) / sum(bottom) of paired values (n,), and its 95 % bootstrap interval over pairs."""
+    top, bottom = _finite(top), _finite(bottom)
+    drawn = np.random.default_rng(seed).integers(len(top), size=(resamples, len(top)))
+    ratios = top[drawn].sum(1) / bottom[drawn].sum(1)
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(top.sum() / bottom.sum()), float(low), float(high)
+
+
 def mean_text(values: Tensor, resamples: int = 500) -> str:
-    """Mean and 95 % interval of all `values`, for tables: "0.14 (0.13–0.15)"."""
+    """Mean and 95 % interval of all `values`, for tables: "0.14 (0.13 to 0.15)"."""
     values = values.float().flatten()
     low, high = bootstrap_interval(values, resamples)
-    return f"{values.mean():.2f} ({low:.2f}–{high:.2f})"
+    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
+
+
+def count_text(hits: Tensor) -> str:
+    """How many of `hits` (n,) are true, with Wilson's 95 % interval: "9 of 10 (0.60 to 0.98)"."""
+    k, n = int(hits.sum()), len(hits)
+    found = stats.binomtest(k, n).proportion_ci(LEVEL, method="wilson")
+    return f"{k} of {n} ({found.low:.2f} to {found.high:.2f})"
 
 
 def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000, seed: int = 0) -> float:
@@ -137,9 +182,3 @@ def _finite(values: Tensor) -> np.ndarray:
     if not np.isfinite(data).all():
         raise ValueError(f"{(~np.isfinite(data)).sum()} of {data.size} values are NaN or infinite")
     return data
-
-
-def _check_lists(first: Tensor, second: Tensor) -> None:
-    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
-        raise ValueError("expected lists (n, k) and (n, m) with the same n, got "
-                         f"{tuple(first.shape)} and {tuple(second.shape)}")

@@ -61,6 +61,15 @@ def test_coefficients_times_values_are_what_a_layer_writes(kind):
     close(record.states[1], record.states[0] + written)
 
 
+def test_values_are_what_single_words_move(kind):
+    """A text of one item: every head can only look at it, so its subheads are what is offered."""
+    model = tiny(kind)
+    p, record = Parameters(model), capture(model, Tokenizer(), ["5", "9"], positions=None)
+    offered = record.values.unflatten(-1, (p.H_kv, p.d_h)).repeat_interleave(p.H // p.H_kv, 2)
+    assert record.values.shape == (2, 2, p.H_kv * p.d_h)
+    close(offered.flatten(2), record.subheads)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_the_last_state_of_an_encoder(kind):
     model, record = tiny(kind), run(kind)
@@ -83,7 +92,7 @@ def test_batches_and_samples_change_nothing(kind):
 
 def test_only_what_is_asked_for():
     record = run("gpt2", keep=("neurons",))
-    assert record.states is None and record.subheads is None and record.keys == {}
+    assert record.states is record.subheads is record.values is None and record.keys == {}
     assert record.neurons.shape == (2, 18, 20)
     with pytest.raises(ValueError, match="cannot keep heads: there are states, keys"):
         run("gpt2", keep=("heads",))

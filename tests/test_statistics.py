@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from embspace_helpers.statistics import (Judge, bootstrap_interval, jaccard_at_k, mean_text,
+from embspace_helpers.statistics import (Judge, bootstrap_interval, count_text, group_interval,
+                                         jaccard_at_k, mean_text,
                                          mixtures, overlap_at_k,
-                                         permutation_p_value, random_directions, share_above,
+                                         permutation_p_value, random_directions, ratio_interval, share_above,
                                          shuffled)
 
 
@@ -199,5 +200,35 @@ def test_mixtures_keep_mean_and_covariance_and_combine_all_matrices_alike():
 def test_mean_text():
     values = torch.tensor([[0.0, 1.0], [0.0, 1.0]] * 50)
     low, high = bootstrap_interval(values.flatten(), 500)
-    assert mean_text(values) == f"0.50 ({low:.2f}–{high:.2f})"
-    assert mean_text(values > 0.5) == mean_text(values)
+    assert mean_text(values) == f"0.50 ({low:.2f} to {high:.2f})"
+    assert mean_text(-values) == f"−0.50 (−{high:.2f} to −{low:.2f})"
+
+
+def test_count_text():
+    assert count_text(torch.tensor([True] * 9 + [False])) == "9 of 10 (0.60 to 0.98)"
+    assert count_text(torch.ones(30)) == "30 of 30 (0.89 to 1.00)"
+
+
+def test_group_interval_resamples_whole_groups():
+    groups = torch.arange(40).repeat_interleave(25)
+    offsets = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    values = offsets[groups]  # within a group all are equal: 40 values, not 1,000
+    low, high = group_interval(values, groups)
+    assert low < values.mean() < high
+    assert (high - low) == pytest.approx(2 * 1.96 * offsets.std().item() / 40**0.5, rel=0.15)
+    single = bootstrap_interval(values)
+    assert high - low > 3 * (single[1] - single[0])
+    loose = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    wide, narrow = group_interval(loose, groups), bootstrap_interval(loose)
+    assert wide[1] - wide[0] == pytest.approx(narrow[1] - narrow[0], rel=0.4)
+    with pytest.raises(ValueError, match="at least 2 groups, got 1"):
+        group_interval(values, torch.zeros(1000))
+
+
+def test_ratio_interval():
+    bottom = torch.rand(400, generator=torch.Generator().manual_seed(0)) + 0.5
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(1))
+    ratio, low, high = ratio_interval(3 * bottom + noise, bottom)
+    assert low < 3 < high and low < ratio < high
+    assert high - low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.15)  # the mean of bottom is 1
+    assert ratio_interval(3 * bottom, bottom) == pytest.approx((3, 3, 3))
