@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from embspace_helpers.parameters import Parameters
 
 Hook = Callable[..., object]
+BAR_AFTER = 20  # seconds: short runs show no progress bar
 KEPT = ("states", "keys", "neurons", "values", "subheads")
 
 
@@ -122,7 +123,7 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
     places = sample_places([len(row) for row in rows], positions, skip, seed)  # (n, 2)
     wanted, found = _wanted(params, keep), {}
     by_length = sorted(places[:, 0].unique().tolist(), key=lambda t: len(rows[t]))
-    for start in tqdm(range(0, len(by_length), batch), unit="batch", leave=False,
+    for start in tqdm(range(0, len(by_length), batch), unit="batch", leave=False, delay=BAR_AFTER,
                       desc="running the model"):
         chosen = by_length[start : start + batch]
         at = [(places[:, 0] == t).nonzero().squeeze(1) for t in chosen]  # rows of places

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from embspace_helpers.activations import cut_texts, padded
+from embspace_helpers.activations import BAR_AFTER, cut_texts, padded
 from embspace_helpers.models import BUNDLED, ModelNotFound, fingerprint, load_model
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.reviews import EMBEDDED, HUB_NAME, load_reviews
@@ -151,7 +151,8 @@ def predict(classifier: nn.Module, tokenizer, texts: Sequence[str], length: int 
     classifier.eval()
     found = torch.empty(len(rows))
     order = torch.tensor([len(row) for row in rows]).argsort(stable=True)
-    for chosen in tqdm(order.split(batch), unit="batch", leave=False, desc="classifying"):
+    for chosen in tqdm(order.split(batch), unit="batch", leave=False, delay=BAR_AFTER,
+                       desc="classifying"):
         ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = classifier(ids, mask)
