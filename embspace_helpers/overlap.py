@@ -207,7 +207,8 @@ def plot_overlap(takeaway: str, curves: dict[str, tuple[pd.DataFrame, str, str]]
         plots.chance_line(ax, chance)
         plots.caption(ax, "layer", "share of the state's top words" if ax is axes[0] else "")
         ax.get_legend().remove()
-    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper right")
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",
+                    bbox_to_anchor=(1.0, 1.0))
     axes[0].set_ylim(0, top)
 
 
@@ -257,8 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="+", help="models; a large one needs memory for positions")
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file to write or to renew")
-    parser.add_argument("--texts", type=int, default=500)
-    parser.add_argument("--positions", type=int, default=5000)
+    parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--positions", type=int, default=3000)
     parser.add_argument("--readings", nargs="+", default=["transpose", "orthogonal"])
     args = parser.parse_args(arguments)
     args.out.parent.mkdir(parents=True, exist_ok=True)
