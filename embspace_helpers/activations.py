@@ -80,12 +80,12 @@ def cut_texts(model: nn.Module, tokenizer, texts: Sequence[str], length: int) ->
     return ids
 
 
-def padded(rows: Sequence[Sequence[int]], filler: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor (n, longest), filled up on the right, and its mask of 0 and 1."""
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor (n, longest), zeros on the right, and its mask of 0 and 1."""
     tensors = [torch.tensor(row) for row in rows]
     mask = [torch.ones_like(row) for row in tensors]
     pad = nn.utils.rnn.pad_sequence
-    return pad(tensors, batch_first=True, padding_value=filler), pad(mask, batch_first=True)
+    return pad(tensors, batch_first=True), pad(mask, batch_first=True)
 
 
 def sample_places(lengths: Sequence[int], positions: int | None, skip: int = 0,
@@ -93,8 +93,10 @@ def sample_places(lengths: Sequence[int], positions: int | None, skip: int = 0,
     """Draw (text, place) pairs, (n, 2), in reading order, from texts of these lengths.
 
     `positions`: how many (None, or more than there are: all). `skip`: leave out the first so many
-    of each text. Raises ValueError if none is left.
+    of each text. Raises ValueError if none is left, or for numbers that make no sense.
     """
+    if (positions is not None and positions < 1) or skip < 0:
+        raise ValueError(f"positions = {positions} must be at least 1, skip = {skip} at least 0")
     all_places = torch.tensor([(t, p) for t, n in enumerate(lengths) for p in range(skip, n)])
     if not len(all_places):
         raise ValueError(f"no positions: all {len(lengths)} texts have at most {skip} items, "
@@ -111,15 +113,17 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
             seed: int = 0) -> Record:
     """Run `model` on `texts` and return a Record of `positions` sampled positions.
 
-    `keep`: of states, keys, neurons, values, subheads, those that are wanted. `length`: vocabulary items
-    per text. `skip`: leave out the first so many positions of each text. Memory beyond the model:
-    a forward pass of `batch` texts, and positions x layers x what is kept.
-    Raises ValueError for an unknown name in `keep` or texts without positions.
+    `keep`: of states, keys, neurons, values, subheads, those that are wanted. `length`: vocabulary
+    items per text. `skip`: leave out the first so many positions of each text. Memory beyond the
+    model: a forward pass of `batch` texts, and positions x layers x what is kept. Texts run in
+    order of their length, which matters to hooks of your own. Raises ValueError for an unknown
+    name in `keep` or texts without positions.
     """
     unknown = set(keep) - set(KEPT)
     if unknown:
         raise ValueError(f"cannot keep {', '.join(sorted(unknown))}: there are {', '.join(KEPT)}")
     params, rows = Parameters(model), cut_texts(model, tokenizer, texts, length)
+    width = params.H_kv * params.d_h  # of the values; a fused map has them last
     places = sample_places([len(row) for row in rows], positions, skip, seed)  # (n, 2)
     wanted, found = _wanted(params, keep), {}
     by_length = sorted(places[:, 0].unique().tolist(), key=lambda t: len(rows[t]))
@@ -129,9 +133,7 @@ def capture(model: nn.Module, tokenizer, texts: Sequence[str], positions: int | 
         at = [(places[:, 0] == t).nonzero().squeeze(1) for t in chosen]  # rows of places
         row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(at)])
         at = torch.cat(at)
-        _run(model, [rows[t] for t in chosen], wanted, found, at, row, places)
-    if "values" in found:  # of a fused map, the last part of the output
-        found["values"] = found["values"][..., -params.H_kv * params.d_h :]
+        _run(model, [rows[t] for t in chosen], wanted, found, at, row, places, width)
     token = torch.tensor([rows[t][p] for t, p in places.tolist()])
     return Record(places[:, 0], places[:, 1], token, found.get("states"),
                   {kind: found[kind] for kind in params.key_kinds if kind in found},
@@ -157,16 +159,17 @@ def _wanted(params: Parameters, keep: Sequence[str]) -> dict[str, tuple[list[nn.
 
 
 def _run(model, rows, wanted, found: dict[str, Tensor], at: Tensor, row: Tensor,
-         places: Tensor) -> None:
+         places: Tensor, width: int) -> None:
     """One forward pass over `rows`; what is wanted at the places numbered `at` goes to `found`.
 
-    `row` says which of the rows each stands in. The tensors of `found`, (L, n, width), are made at
-    the first pass and filled in place, so that nothing is ever held twice.
+    `row` says which of the rows each stands in, `width` how wide values are. The tensors of
+    `found` are made at the first pass and filled in place, so that nothing is ever held twice.
     """
     def keeper(name: str, layer: int) -> Hook:
         def hook(module, inputs, output=None):
             tensor = inputs if output is None else output
-            tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, width)
+            tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, w)
+            tensor = tensor[..., -width:] if name == "values" else tensor
             if name not in found:
                 size = (len(wanted[name][0]), len(places), tensor.shape[-1])
                 found[name] = torch.empty(size, dtype=tensor.dtype)
@@ -190,8 +193,11 @@ def set_neurons(params: Parameters, layer: int, row: Tensor, place: Tensor, neur
                 value: Tensor | float) -> Iterator[None]:
     """While the block lasts, set FF coefficients: neuron[i] of sequence row[i] at place[i].
 
-    Index tensors (m,), `value` (m,) or one number for all; 0 switches the neuron off there.
+    Index tensors (m,), `value` (m,) or one number for all; 0 switches the neuron off there. Raises
+    ValueError for neurons that do not exist.
     """
+    _check_numbers("neuron", neuron, params.d_ff)
+
     def hook(module, inputs):
         changed = inputs[0].clone()  # (batch, positions, d_ff)
         changed[row, place, neuron] = torch.as_tensor(value, dtype=changed.dtype,
@@ -208,19 +214,28 @@ def set_values(params: Parameters, layer: int, row: Tensor, place: Tensor, head:
     """While the block lasts, set what key-value head head[i] offers at place[i] of row[i].
 
     Whatever head looks there then finds `value` (m, d_h), or one number, in place of x W_V + b:
-    with 0, this head moves nothing from there. `head` counts key-value heads.
+    with 0, this head moves nothing from there. `head` counts key-value heads. Raises ValueError
+    for heads that do not exist.
     """
+    _check_numbers("key-value head", torch.as_tensor(head), params.H_kv)
     modules = params.entry.queries_keys_values(params.blocks[layer])
     start = 0 if len(modules) > 1 else (params.H + params.H_kv) * params.d_h  # fused: Q, K, V
 
     def hook(module, inputs, output):
         changed = output.clone()
-        columns = start + torch.as_tensor(head).reshape(-1, 1) * params.d_h + torch.arange(params.d_h)
-        changed[row[:, None], place[:, None], columns] = torch.as_tensor(value, dtype=changed.dtype)
+        first = start + torch.as_tensor(head).reshape(-1, 1) * params.d_h
+        columns = first + torch.arange(params.d_h)  # (m, d_h)
+        changed[row[:, None], place[:, None], columns] = torch.as_tensor(
+            value, dtype=changed.dtype, device=changed.device)
         return changed
 
     with hooked([(modules[-1], hook, False)]):
         yield
+
+
+def _check_numbers(what: str, numbers: Tensor, count: int) -> None:
+    if numbers.min() < 0 or numbers.max() >= count:
+        raise ValueError(f"{what}s are 0 to {count - 1}, but {numbers.tolist()} were asked for")
 
 
 @torch.no_grad()
@@ -232,14 +247,15 @@ def final_states(model: nn.Module, rows: Sequence[Sequence[int]], place: Tensor,
     `place` (m,), or (m, r) for r places in every row; the states are (m, d), or (m, r, d). Times
     E_out, these are the logits (of a decoder). `change(chosen)` gives what is in force while a
     batch runs, such as `set_neurons`; chosen (b,) says which of the m stand in its rows 0 to b - 1.
-    Raises ValueError where a place lies outside its row.
+    Raises ValueError where a place lies outside its row, or for no rows.
     """
+    if not len(rows) or len(rows) != len(place):
+        raise ValueError(f"{len(rows)} rows and {len(place)} places: one each, and at least one")
     spans = place.reshape(len(place), -1).aminmax(dim=1)
     outside = [i for i, (row, low, high) in enumerate(zip(rows, spans.min, spans.max))
                if low < 0 or high >= len(row)]
-    if len(rows) != len(place) or outside:
-        raise ValueError(f"{len(rows)} rows, {len(place)} places, of which {len(outside)} lie "
-                         "outside their row")
+    if outside:
+        raise ValueError(f"{len(outside)} of {len(place)} places lie outside their row")
     device = next(model.parameters()).device
     states = [None] * len(rows)
     for chosen in torch.tensor([len(row) for row in rows]).argsort(stable=True).split(batch):

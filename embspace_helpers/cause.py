@@ -75,8 +75,11 @@ def matched_words(columns: Tensor, ranks: Tensor, near: int = 15, seed: int = 0)
 def effects(change: Tensor, columns: Tensor, ranks: Tensor, seed: int = 0) -> Effects:
     """Effects from the changes of logits (n, m) over m words; words read: columns (n, k).
 
-    `ranks` (m,): the words' `frequency_ranks`. Raises what `matched_words` raises.
+    `ranks` (m,): the words' `frequency_ranks`. Raises what `matched_words` raises, and ValueError for
+    a single case, which has no other one to compare with.
     """
+    if len(columns) < 2:
+        raise ValueError(f"{len(columns)} case: effects need at least 2, one is another's control")
     matched = matched_words(columns, ranks, seed=seed)
     sets = [columns, matched, columns.roll(1, 0), matched.roll(1, 0)]
     return Effects(*(change.gather(1, c).mean(1) for c in sets), change.std(1))
@@ -85,7 +88,8 @@ def effects(change: Tensor, columns: Tensor, ranks: Tensor, seed: int = 0) -> Ef
 def used_signs(record: Record, layer: int) -> Tensor:
     """The sign of every neuron's largest coefficient, (d_ff,): with -1 it writes -v."""
     used = record.neurons[layer]
-    return used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0).sign()
+    largest = used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0)
+    return torch.where(largest < 0, -1.0, 1.0).to(used.dtype)
 
 
 @torch.no_grad()
@@ -117,13 +121,18 @@ def switched_on(model: nn.Module, params: Parameters, rows: Sequence[Sequence[in
     silent = used.abs().argsort(0)[: len(used) // 2]  # (positions / 2, n)
     drawn = torch.randint(len(silent), (contexts, len(neurons)),
                           generator=torch.Generator().manual_seed(seed))
-    return _set(model, params, rows, record, layer, neurons, silent.gather(0, drawn).T, largest, ids)
+    at = silent.gather(0, drawn).T  # (n, contexts)
+    return _set(model, params, rows, record, layer, neurons, at, largest, ids)
 
 
 def _set(model, params, rows, record: Record, layer: int, neurons: Tensor, at: Tensor,
          value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Set neurons (n,) to values (n,) at record positions (n, contexts): actual and direct, (n, m)."""
+    """Set neurons (n,) to values (n,) at record positions (n, contexts): two changes, (n, m).
+
+    Raises ValueError where `rows` are not the texts that the record was made from.
+    """
     norm, (n, contexts) = _final_norm(params), at.shape
+    _check_rows(record, rows)
     flat, neuron = at.flatten(), neurons.repeat_interleave(contexts)
     value = value.repeat_interleave(contexts).to(record.neurons.dtype)
     place = record.place[flat]
@@ -141,10 +150,19 @@ def _set(model, params, rows, record: Record, layer: int, neurons: Tensor, at: T
                  for x in (after, direct))
 
 
+def _check_rows(record: Record, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless the record's items stand in `rows` where it says."""
+    text, place, token = (x.tolist() for x in (record.text, record.place, record.token))
+    for t, p, item in zip(text, place, token):
+        if t >= len(rows) or p >= len(rows[t]) or rows[t][p] != item:
+            raise ValueError(f"rows are not the texts of this record: at place {p} of text {t} it "
+                             f"has item {item}. Cut the same texts, with the same length")
+
+
 @torch.no_grad()
 def head_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[int]], layer: int,
                  head: int, at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8) -> Tensor:
-    """Change of the logits of items `ids` (m,) when nobody sees what a head offers at one word.
+    """Change of the logits of items `ids` (m,) when no place sees what a head offers at a word.
 
     At every (text, place) of `at` (n) the value that key-value head `head` offers is set to zero;
     the change is summed over that place and the `reach` that follow. Returns (n, m). Raises
@@ -162,7 +180,8 @@ def head_changes(model: nn.Module, params: Parameters, rows: Sequence[Sequence[i
     return moved.sum(1) @ params.E_out[:, ids]
 
 
-def first_places(rows: Sequence[Sequence[int]], ids: Tensor, room: int = 8) -> dict[int, tuple[int, int]]:
+def first_places(rows: Sequence[Sequence[int]], ids: Tensor,
+                 room: int = 8) -> dict[int, tuple[int, int]]:
     """Where each of the items `ids` (m,) first stands in the texts `rows`: {column: (text, place)}.
 
     Left out are first positions of texts, and places with fewer than `room` items after them.

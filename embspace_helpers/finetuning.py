@@ -2,9 +2,9 @@
 
     python -m embspace_helpers.finetuning twin-a --seeds 1 2 3 --data stanfordnlp/imdb
 
-Dar et al. (2023), section 4.3: a text's logits are the mean of the head's logits over its positions,
-the final norm is taken out, and only the matrices of the last layers and the head are free. What is
-stored of a classifier is its displacement, fine-tuned minus pretrained, of the free matrices.
+Dar et al. (2023), section 4.3: a text's logits are the mean of the head's logits over its
+positions, the final norm is taken out, and only the matrices of the last layers and the head are
+free. What is stored of a classifier is the displacement, fine-tuned less pretrained, of these.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -26,8 +26,10 @@ from embspace_helpers.activations import BAR_AFTER, cut_texts, padded
 from embspace_helpers.models import BUNDLED, ModelNotFound, fingerprint, load_model
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.reviews import EMBEDDED, HUB_NAME, load_reviews
+from embspace_helpers.statistics import save_table
 
 CLASSIFIERS = BUNDLED / "classifiers"
+RESULTS = Path(__file__).parent / "data" / "fine_tuning.csv"
 HEAD = ("head.weight", "head.bias")
 
 
@@ -42,6 +44,7 @@ class Recipe:
     length: int = 256  # vocabulary items of a text that are read
     learning_rate: float = 1e-3
     warmup_share: float = 0.1  # of the steps; then a straight line to zero
+    shuffled_labels: bool = False  # the control: labels that have nothing to do with the texts
 
 
 class Classifier(nn.Module):
@@ -71,9 +74,9 @@ class Classifier(nn.Module):
                 weight.requires_grad_(weight.ndim > 1)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits (b, 2) of b texts: ids and mask (b, positions); positions with mask 0 are left out."""
+        """Logits (b, 2) of b texts: ids and mask (b, positions), 0 where nothing stands."""
         states = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = self.head(states) * mask[..., None]  # (b, positions, 2)
+        logits = self.head(states).float() * mask[..., None]  # (b, positions, 2)
         return logits.sum(1) / mask.sum(1, keepdim=True)
 
     def free(self) -> dict[str, Tensor]:
@@ -90,7 +93,8 @@ def fine_tune(classifier: Classifier, tokenizer, train: pd.DataFrame, recipe: Re
 
     Columns: epoch, loss (mean over the epoch), accuracy on `test` (if given), minutes so far.
     `autocast`: matrix products in bfloat16, faster where the processor has them. AdamW without
-    weight decay, so that all that moves is moved by the texts.
+    weight decay, so that all that moves is moved by the texts. The order of the texts, and dropout
+    where a model has it, follow from the recipe's seed.
     """
     rows = cut_texts(classifier.base, tokenizer, train["text"].tolist(), recipe.length)
     labels = torch.tensor(train["label"].to_numpy())
@@ -101,27 +105,28 @@ def fine_tune(classifier: Classifier, tokenizer, train: pd.DataFrame, recipe: Re
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(1, steps - warm)))
     begun, history = time.monotonic(), []
-    bar = tqdm(total=steps, unit="step", desc="fine-tuning")
-    for epoch in range(recipe.epochs):
-        classifier.train()
-        losses = []
-        for chosen in batches([len(r) for r in rows], recipe.batch, [recipe.seed, epoch]):
-            ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                logits = classifier(ids, mask)
-            loss = nn.functional.cross_entropy(logits.float(), labels[chosen].to(device))
-            loss.backward()
-            nn.utils.clip_grad_norm_(classifier.free().values(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item() * len(chosen))
-            bar.update()
-        history.append({"epoch": epoch + 1, "loss": sum(losses) / len(rows)})
-        if test is not None:
-            history[-1]["accuracy"] = accuracy(classifier, tokenizer, test, recipe.length)
-        history[-1]["minutes"] = (time.monotonic() - begun) / 60
-    bar.close()
+    bar = tqdm(total=steps, unit="step", leave=False, delay=BAR_AFTER, desc="fine-tuning")
+    with bar, torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        for epoch in range(recipe.epochs):
+            classifier.train()
+            losses = []
+            for chosen in batches([len(r) for r in rows], recipe.batch, [recipe.seed, epoch]):
+                ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
+                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                    logits = classifier(ids, mask)
+                loss = nn.functional.cross_entropy(logits, labels[chosen].to(device))
+                loss.backward()
+                nn.utils.clip_grad_norm_(classifier.free().values(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(loss.item() * len(chosen))
+                bar.update()
+            history.append({"epoch": epoch + 1, "loss": sum(losses) / len(rows)})
+            if test is not None:
+                history[-1]["accuracy"] = accuracy(classifier, tokenizer, test, recipe.length)
+            history[-1]["minutes"] = (time.monotonic() - begun) / 60
     classifier.eval()
     return pd.DataFrame(history)
 
@@ -156,7 +161,7 @@ def predict(classifier: nn.Module, tokenizer, texts: Sequence[str], length: int 
         ids, mask = (x.to(device) for x in padded([rows[i] for i in chosen]))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = classifier(ids, mask)
-        found[chosen] = logits.float().softmax(1)[:, 1].cpu()
+        found[chosen] = logits.softmax(1)[:, 1].cpu()
     return found
 
 
@@ -173,8 +178,8 @@ def accuracy(classifier: nn.Module, tokenizer, reviews: pd.DataFrame, length: in
 def save_changes(path: Path, classifier: Classifier, name: str, facts: dict) -> None:
     """Write the displacement of the free matrices from model `name`, and the head, in float16.
 
-    `facts`: what else to write down, such as the recipe. The file holds a fingerprint of the
-    model's weights, so that it cannot be put on others.
+    `facts`: what else to write down; `load_classifier` needs its "recipe" with "free_layers". The
+    file holds a fingerprint of the model's weights, so that it cannot be put on others.
     """
     before = dict(Classifier(load_model(name)[0], 0).named_parameters())
     tensors = {}
@@ -185,6 +190,18 @@ def save_changes(path: Path, classifier: Classifier, name: str, facts: dict) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
     path.chmod(0o644)
+
+
+def read_facts(file: Path) -> dict:
+    """What `save_changes` wrote beside the weights: model, fingerprint, and its facts.
+
+    Raises ValueError for a file that `save_changes` did not write.
+    """
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata() or {}
+    if "fingerprint" not in metadata:
+        raise ValueError(f"{file} holds no classifier: save_changes did not write it")
+    return {**json.loads(metadata["facts"]), **{k: metadata[k] for k in ("model", "fingerprint")}}
 
 
 def classifier_path(name: str, seed: int) -> Path:
@@ -200,20 +217,18 @@ def load_classifier(name: str, seed: int = 1, path: Path | None = None) -> tuple
     """
     file = path or classifier_path(name, seed)
     if not file.is_file():
-        there = sorted(f.stem for f in CLASSIFIERS.glob("*.safetensors"))
-        raise ModelNotFound(f"there is no classifier {file.stem!r}; there are {', '.join(there)}")
+        there = ", ".join(sorted(f.stem for f in CLASSIFIERS.glob("*.safetensors"))) or "none"
+        raise ModelNotFound(f"there is no classifier {file.stem!r}; there are {there}")
+    facts, changes = read_facts(file), load_file(file)
+    if facts["fingerprint"] != fingerprint(name):
+        raise ValueError(f"{file} was fine-tuned from other weights than those of {name} here "
+                         f"(it says: {facts['model']}): they do not fit together")
     model, tokenizer = load_model(name)
-    with safe_open(file, framework="pt") as stored:
-        metadata = stored.metadata()
-        if metadata["fingerprint"] != fingerprint(name):
-            raise ValueError(f"{file} was fine-tuned from other weights than those of {name} here "
-                             f"(it says: {metadata['model']}): they do not fit together")
-        changes = {key: stored.get_tensor(key).float() for key in stored.keys()}
-    recipe = json.loads(metadata["facts"])["recipe"]
-    classifier = Classifier(model, recipe["free_layers"])
+    classifier = Classifier(model, facts["recipe"]["free_layers"])
     with torch.no_grad():
         for key, weight in classifier.free().items():
-            weight.copy_(changes[key] if key in HEAD else weight + changes[key])
+            moved = changes[key].float()
+            weight.copy_(moved if key in HEAD else weight + moved)
     return classifier.eval().requires_grad_(False), tokenizer
 
 
@@ -227,13 +242,16 @@ def bundled_seeds(name: str) -> list[int]:
 
 
 def train_one(name: str, recipe: Recipe, data: str, path: Path, n: int | None = None,
-              device: str = "cpu") -> dict:
-    """Fine-tune one classifier on IMDB, write it, and return its row of the table of results.
+              n_test: int | None = None, device: str = "cpu") -> dict:
+    """Fine-tune one classifier on n of IMDB's training reviews, write it, return its results.
 
-    The accuracies are those of the file, read again, on all of IMDB's test part and on all
-    embedded reviews.
+    The accuracies are those of the file, read again, on n_test (default: all) of IMDB's test
+    reviews and on all embedded ones.
     """
     train = load_reviews("train", n, recipe.seed, data)
+    if recipe.shuffled_labels:
+        labels = train["label"].sample(frac=1, random_state=recipe.seed)
+        train = train.assign(label=labels.to_numpy())
     model, tokenizer = load_model(name)
     classifier = Classifier(model, recipe.free_layers, recipe.seed).to(device)
     history = fine_tune(classifier, tokenizer, train, recipe, autocast=True)
@@ -241,12 +259,41 @@ def train_one(name: str, recipe: Recipe, data: str, path: Path, n: int | None = 
     save_changes(path, classifier.cpu(), name, facts)
     again, _ = load_classifier(name, path=path)
     again.to(device)
-    row = {"model": name, "seed": recipe.seed, "reviews": len(train), "epochs": recipe.epochs,
-           "loss": history["loss"].iloc[-1], "minutes": history["minutes"].iloc[-1]}
-    row["imdb"] = accuracy(again, tokenizer, load_reviews("test", source=data), recipe.length, True)
-    for split in ("train", "test"):
-        row[f"embedded_{split}"] = accuracy(again, tokenizer, load_reviews(split, source=EMBEDDED))
+    row = {"model": Path(name).name, "seed": recipe.seed, "shuffled": recipe.shuffled_labels,
+           "reviews": len(train), "epochs": recipe.epochs, "loss": history["loss"].iloc[-1],
+           "minutes": history["minutes"].iloc[-1]}
+    test = load_reviews("test", n_test, source=data)
+    row |= {"imdb": accuracy(again, tokenizer, test, recipe.length, True), "imdb_reviews": len(test)}
+    for split in ("train", "test", "hard"):
+        row[f"embedded_{split}"] = accuracy(again, tokenizer, load_reviews(split, source=EMBEDDED),
+                                            recipe.length)
     return row
+
+
+KEY = ["model", "shuffled", "seed"]  # of a classifier, in the table of results
+
+
+def merge(row: dict, table: Path) -> pd.DataFrame:
+    """The results in `table`, if there is one, with those of the same classifier replaced."""
+    new = pd.DataFrame([row])
+    if table.exists():
+        new = pd.concat([pd.read_csv(table), new]).drop_duplicates(KEY, keep="last")
+    return new.sort_values(KEY).round(4)
+
+
+def is_done(path: Path, table: Path, name: str, recipe: Recipe, n: int | None) -> bool:
+    """Whether a classifier's file is there and its results are in the table.
+
+    Raises ValueError where the file was made with another recipe or number of reviews.
+    """
+    rows = pd.read_csv(table)[KEY].values.tolist() if table.exists() else []
+    if not path.exists() or [Path(name).name, recipe.shuffled_labels, recipe.seed] not in rows:
+        return False
+    facts = read_facts(path)
+    if facts["recipe"] != asdict(recipe) or n not in (None, facts["reviews"]):
+        raise ValueError(f"{path} was made from {facts['reviews']} reviews with {facts['recipe']}: "
+                         "remove it, or name another folder with --out")
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -257,23 +304,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/classifiers"), help="folder to write")
+    parser.add_argument("--table", type=Path, default=RESULTS, help="results, a CSV file to renew")
     parser.add_argument("--reviews", type=int, help="so many training reviews (default: all)")
+    parser.add_argument("--test", type=int, help="so many test reviews (default: all)")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     parser.add_argument("--rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--shuffled-labels", action="store_true", help="the control")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
-    table = args.out / f"{Path(args.name).name}.csv"
-    rows = pd.read_csv(table).to_dict("records") if table.exists() else []
-    done = {row["seed"] for row in rows}
     for seed in args.seeds:
-        if seed in done:
-            print(f"{args.name}, seed {seed}: done already, see {table}")
+        recipe = Recipe(seed, epochs=args.epochs, learning_rate=args.rate,
+                        shuffled_labels=args.shuffled_labels)
+        kind = "-shuffled" if args.shuffled_labels else ""
+        path = args.out / f"{Path(args.name).name}{kind}-seed{seed}.safetensors"
+        if is_done(path, args.table, args.name, recipe, args.reviews):
+            print(f"{path} is there already, and its results are in {args.table}")
             continue
-        recipe = Recipe(seed, epochs=args.epochs, learning_rate=args.rate)
-        path = args.out / f"{Path(args.name).name}-seed{seed}.safetensors"
-        rows.append(train_one(args.name, recipe, args.data, path, args.reviews, args.device))
-        pd.DataFrame(rows).round(4).to_csv(table, index=False)
-        print(rows[-1], flush=True)
+        row = train_one(args.name, recipe, args.data, path, args.reviews, args.test, args.device)
+        save_table(merge(row, args.table), args.table)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,6 @@ def model_names() -> list[str]:
     return list(MODELS)
 
 
-def model_table() -> str:
-    """The known models, one a line: name, where it is, what it is."""
-    return "\n".join(f"{name:8} {entry.where:8} {entry.what}" for name, entry in MODELS.items())
-
-
 def cache_folder() -> Path:
     """Folder of the fetched models: EMBSPACE_CACHE, or the user's cache folder."""
     default = platformdirs.user_cache_dir("embspace", appauthor=False)
@@ -97,7 +92,7 @@ def load_model(
 def load_untrained(
     name: str | Path, seed: int = 0, dtype: torch.dtype | str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The same architecture and tokenizer with the random weights a training run starts from.
+    """The same architecture and tokenizer with random weights, drawn as for a training run.
 
     The weights depend on `seed` alone; the caller's random state is left as it was.
     """
@@ -117,7 +112,10 @@ def load_untrained(
 
 
 def fingerprint(name: str | Path) -> str:
-    """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit."""
+    """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit.
+
+    Raises ModelNotFound for a folder without weights.
+    """
     from huggingface_hub import hf_hub_download
 
     source, options = locate(str(name))
@@ -127,6 +125,8 @@ def fingerprint(name: str | Path) -> str:
     folder, digest = Path(source), hashlib.sha256()
     files = [folder / options["gguf_file"]] if "gguf_file" in options else (
         sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+    if not files:
+        raise ModelNotFound(f"the folder {folder} holds no weights (*.safetensors, *.bin)")
     for file in files:
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
@@ -225,7 +225,7 @@ def hub_errors(name: str, options: dict[str, Any]) -> Iterator[None]:
     except (OSError, ValueError) as error:
         if options:
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFound(
             f"{name!r} is no known name and no folder, and could not be had from the Hugging Face "
             f"hub ({reason}). {_known_names()}"

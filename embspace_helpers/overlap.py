@@ -21,8 +21,8 @@ from embspace_helpers.models import load_model, load_untrained
 from embspace_helpers.parameters import Parameters
 from embspace_helpers.projection import EmbeddingSpace
 from embspace_helpers.reviews import EMBEDDED, HUB_NAME, load_reviews
-from embspace_helpers.statistics import (group_interval, mixtures, overlap_at_k, random_directions,
-                                         shuffled)
+from embspace_helpers.statistics import (group_interval, mixtures, overlap_at_k, random_rotation,
+                                         save_table, shuffled)
 from embspace_helpers.vocabulary import Vocabulary, load_vocabulary
 
 RESULTS = Path(__file__).parent / "data" / "overlap_imdb.csv"
@@ -52,8 +52,8 @@ def _uses(record: Record, params: Parameters, group: str, layer: int,
     rows = rows.repeat_interleave(params.H // len(rows), 0)  # one for every query head
     used = record.subheads[layer].unflatten(-1, (params.H, params.d_h))  # (n, H, d_h)
     if basis is not None:
-        dice = random_directions(params.H * params.d_h, params.d_h, basis)
-        Q = torch.linalg.qr(dice.unflatten(0, (params.H, params.d_h)))[0].to(rows.dtype)
+        seeds = range(basis * params.H, (basis + 1) * params.H)
+        Q = torch.stack([random_rotation(params.d_h, seed) for seed in seeds]).to(rows.dtype)
         rows, used = Q.mT @ rows, torch.einsum("nhi,hij->nhj", used, Q)
     return rows.flatten(0, 1), used.flatten(1)
 
@@ -66,33 +66,44 @@ def active_lists(record: Record, params: Parameters, space: EmbeddingSpace, grou
     gate: nearly those with the largest pre-activations). A row is read with the sign it was used
     with: a key with that of its own pre-activation, all else with that of the coefficient.
     `basis`: a seed; subheads are then those of a randomly turned basis of every head, which does
-    the same in the model.
+    the same in the model. Raises ValueError for a record that does not hold what is needed.
     """
+    _check_kept(record, params, group)
     rows, used = _uses(record, params, group, layer, basis)
     index = used.abs().topk(active, dim=1).indices  # (n, active)
-    source = record.keys[group][layer] if group in record.keys else used
-    place = 2 * index + (source.gather(1, index) < 0)  # row r stands at 2 r, its negative at 2 r + 1
+    source = record.keys[group][layer] if group in params.key_kinds else used
+    place = 2 * index + (source.gather(1, index) < 0)  # row r at 2 r, its negative at 2 r + 1
     used_places, back = place.unique(return_inverse=True)
     vectors = rows[used_places // 2] * (1 - 2 * (used_places % 2))[:, None]
     return space.top(vectors, k)[1][back].flatten(1)
 
 
+def _check_kept(record: Record, params: Parameters, group: str) -> None:
+    needed = {"subheads"} if group in ("W_V", "W_O") else {"neurons"}
+    needed |= {"keys"} if group in params.key_kinds else set()
+    missing = [x for x in sorted(needed) if getattr(record, x) is None or not len(getattr(record, x))]
+    if missing:
+        raise ValueError(f"for the group {group} the record needs {' and '.join(missing)}: "
+                         "capture(..., keep=(...)) says what is kept")
+
+
 def other_keys_lists(record: Record, params: Parameters, space: EmbeddingSpace, layer: int,
                      how: str = "turned", seed: int = 0, active: int = 5, k: int = 50) -> Tensor:
-    """As `active_lists` for the FF keys, but of vectors that are not the model's: ids (n, active k).
+    """As `active_lists` for FF keys, but of vectors that are not the model's: ids (n, active k).
 
-    Those active are the `active` with the largest product with what the FF block reads. "turned":
-    all keys of the layer, turned by one random rotation; "mixtures": random combinations of the
-    layer's keys, with their mean and covariance. Of a gated model, gate keys. Raises ValueError
-    for another `how`, or where `state_before` does.
+    Those active are the `active` with the largest product with what the FF block reads (without a
+    bias, and of a gated model by the gate alone). "turned": all keys of the layer, turned by one
+    random rotation; "mixtures": random combinations of the layer's keys, with their mean and
+    covariance. Of a gated model, gate keys. Raises ValueError for another `how`, or where
+    `state_before` does.
     """
     if how not in ("turned", "mixtures"):
         raise ValueError(f"no control {how!r}: there are turned, mixtures")
     norm, K = params.ff_norm(layer), params.K(layer)
     if how == "turned":
-        other = K @ torch.linalg.qr(random_directions(params.d, params.d, seed))[0].to(K.dtype)
+        other = K @ random_rotation(params.d, seed).to(K.dtype)
     else:
-        other = mixtures(K.float(), seed=seed)[0].to(K.dtype)
+        other = mixtures(K, seed=seed)[0]
     with torch.no_grad():
         read = norm(state_before(record, params, "K", layer))  # (n, d)
         index = (read @ other.T).topk(active, dim=1).indices  # (n, active)
@@ -136,9 +147,10 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
                   active: int = 5, k: int = 50, normed: bool = True) -> pd.DataFrame:
     """A row per group, layer, target and kind ("real", "permuted"): mean, and 95 % interval.
 
-    `targets`: the state after "this" layer, after the "last" one, or "before" the block that the
-    group belongs to. `normed`: states are read after the final norm. Rows with layer -1 are means
-    over the layers. Intervals resample whole texts. Raises ValueError for another target.
+    `layers`: default all. `targets`: the state after "this" layer, after the "last" one, or "before"
+    the block that the group belongs to. `normed`: states are read after the final norm. Rows with
+    layer -1 are means over the layers. Intervals resample whole texts. Raises ValueError for
+    another target, for "before" where `state_before` does, and for positions of one text only.
     """
     if unknown := set(targets) - set(TARGETS):
         raise ValueError(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
@@ -148,7 +160,8 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
     @lru_cache
     def words(kind: str, layer: int) -> Tensor:
         """Words of the state after a layer, or before its FF ("K") or attention block ("W_O")."""
-        state = record.states[layer] if kind == "after" else state_before(record, params, kind, layer)
+        after = kind == "after"
+        state = record.states[layer] if after else state_before(record, params, kind, layer)
         return state_lists(state, space, k, norm)
 
     found = {}
@@ -156,7 +169,8 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
         block = "W_O" if group in ("W_V", "W_O") else "K"
         for layer in layers:
             lists = active_lists(record, params, space, group, layer, active, k)
-            near = {"this": ("after", layer), "last": ("after", params.L - 1), "before": (block, layer)}
+            near = {"this": ("after", layer), "last": ("after", params.L - 1),
+                    "before": (block, layer)}
             for target in targets:
                 for kind, values in overlaps(words(*near[target]), lists).items():
                     found[group, layer, target, kind] = values
@@ -169,7 +183,10 @@ def overlap_table(record: Record, params: Parameters, space: EmbeddingSpace,
 
 def other_keys_table(record: Record, params: Parameters, space: EmbeddingSpace, how: str,
                      seeds: Sequence[int] = (1, 2, 3), k: int = 50) -> pd.DataFrame:
-    """Rows like those of `overlap_table` for `other_keys_lists`, means over `seeds`; kind: `how`."""
+    """Rows like those of `overlap_table` for `other_keys_lists`, means over `seeds`; kind: `how`.
+
+    All layers, target "this", without rows for the mean over layers.
+    """
     rows = []
     for layer in range(params.L):
         words = state_lists(record.states[layer], space, k, params.final_norm())
@@ -177,14 +194,15 @@ def other_keys_table(record: Record, params: Parameters, space: EmbeddingSpace, 
             overlap_at_k(words, other_keys_lists(record, params, space, layer, how, seed, k=k))
             for seed in seeds]).mean(0)
         interval = group_interval(shares, record.text)
-        rows.append(("K", layer, "this", how, shares.mean().item(), *interval))
+        rows.append((params.key_kinds[0], layer, "this", how, shares.mean().item(), *interval))
     return pd.DataFrame(rows, columns=["group", "layer", "target", "kind", "mean", "low", "high"])
 
 
 # ---------------------------------------------------------------- tables and figures
 
 
-def curve_of(table: pd.DataFrame, group: str, kind: str = "real", target: str = "this") -> pd.DataFrame:
+def curve_of(table: pd.DataFrame, group: str, kind: str = "real",
+             target: str = "this") -> pd.DataFrame:
     """The rows of one curve of an overlap table, without the mean over layers."""
     chosen = (table["group"] == group) & (table["kind"] == kind) & (table["target"] == target)
     return table[chosen & (table["layer"] != MEAN)]
@@ -208,17 +226,23 @@ def plot_overlap(takeaway: str, curves: dict[str, tuple[pd.DataFrame, str, str]]
         plots.caption(ax, "layer", "share of the state's top words" if ax is axes[0] else "")
         ax.get_legend().remove()
     axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",
-                    bbox_to_anchor=(1.0, 1.0))
+                    bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes[0].set_ylim(0, top)
 
 
 def summary(table: pd.DataFrame, target: str = "this") -> pd.DataFrame:
-    """Per group, means over layers: real and permuted with their intervals, and the ratio."""
+    """Per group, means over layers: real and permuted with their intervals, and the ratio.
+
+    Raises ValueError for a table of more than one model or reading.
+    """
+    chosen = table[(table["layer"] == MEAN) & (table["target"] == target)]
+    if chosen.duplicated(["group", "kind"]).any():
+        raise ValueError("a summary is of one model in one reading: choose their rows first")
     rows = {}
-    for group in table["group"].unique():
-        part = table[(table["group"] == group) & (table["layer"] == MEAN) & (table["target"] == target)]
+    for group, part in chosen.groupby("group", sort=False):
         part = part.set_index("kind")
-        text = {kind: f"{x['mean']:.3f} ({x['low']:.3f} to {x['high']:.3f})" for kind, x in part.iterrows()}
+        text = {kind: f"{x['mean']:.3f} ({x['low']:.3f} to {x['high']:.3f})"
+                for kind, x in part.iterrows()}
         ratio = part.loc["real", "mean"] / part.loc["permuted", "mean"]
         rows[LABELS[group]] = {**text, "ratio": f"{ratio:.1f}"}
     return pd.DataFrame(rows).T
@@ -227,28 +251,40 @@ def summary(table: pd.DataFrame, target: str = "this") -> pd.DataFrame:
 # ---------------------------------------------------------------- the command
 
 
-def measure(name: str, source: str, texts: int, positions: int, reading: str,
+UNTRAINED_SEEDS = {"twin-b": 1}  # so that the two twins have two untrained controls; others 0
+
+
+def measure(name: str, source: str, texts: int, positions: int, readings: Sequence[str],
             untrained: bool = False) -> pd.DataFrame:
-    """The table of a model on so many test reviews, with columns model, reading, positions, source."""
-    model, tokenizer = load_untrained(name) if untrained else load_model(name)
+    """The tables of a model on so many test reviews; columns model, reading, positions, source."""
+    seed = UNTRAINED_SEEDS.get(name, 0)
+    model, tokenizer = load_untrained(name, seed) if untrained else load_model(name)
     params = Parameters(model)
     reviews = load_reviews("test", texts, source=source)["text"].tolist()
-    record = capture(model, tokenizer, reviews, positions, skip=1)
+    record = capture(model, tokenizer, reviews, positions, skip=1,
+                     keep=("states", "keys", "neurons", "subheads"))
     vocabulary = load_vocabulary(model, tokenizer)
-    space = EmbeddingSpace(params.E, vocabulary, reading, readable_items(vocabulary))
-    table = overlap_table(record, params, space)
     label = f"{Path(name).name}, untrained" if untrained else Path(name).name
-    return table.assign(model=label, reading=reading, positions=len(record),
-                        source=source if source == EMBEDDED else "imdb")
+    tables = []
+    for reading in readings:
+        space = EmbeddingSpace(params.E, vocabulary, reading, readable_items(vocabulary))
+        table = overlap_table(record, params, space)
+        tables.append(table.assign(model=label, reading=reading, positions=len(record),
+                                   source=source if source == EMBEDDED else "imdb"))
+    return pd.concat(tables)
 
 
 def merge(new: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """The rows of the file `out`, if there is one, with those of the models measured anew replaced."""
-    if not out.exists():
-        return new
-    old = pd.read_csv(out)
-    return pd.concat([old[~old["model"].isin(new["model"])], new]).sort_values(
-        ["model", "reading"], kind="stable")
+    """The rows of the file `out`, if there is one, with those measured anew replaced.
+
+    Replaced is what has the same model, reading and source.
+    """
+    key = ["model", "reading", "source"]
+    if out.exists():
+        old = pd.read_csv(out)
+        again = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
+        new = pd.concat([old[~again], new])
+    return new.sort_values(key, kind="stable")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -262,11 +298,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--positions", type=int, default=3000)
     parser.add_argument("--readings", nargs="+", default=["transpose", "orthogonal"])
     args = parser.parse_args(arguments)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.names:
-        tables = [measure(name, args.data, args.texts, args.positions, reading, untrained)
-                  for reading in args.readings for untrained in (False, True)]
-        merge(pd.concat(tables).round(4), args.out).to_csv(args.out, index=False)
+        tables = [measure(name, args.data, args.texts, args.positions, args.readings, untrained)
+                  for untrained in (False, True)]
+        save_table(merge(pd.concat(tables).round(4), args.out), args.out)
         print(f"{name}: done", flush=True)
 
 

@@ -239,7 +239,10 @@ class Parameters:
         raise ValueError(f"no group {group!r} in this model: there are {', '.join(self.groups)}")
 
     def label(self, group: str, layer: int, index: int) -> str:
-        """Name one row of `vectors`: L23N907 for a neuron, L9H6S12 for a subhead."""
+        """Name one row of `vectors`: L23N907 for a neuron, L9H6S12 for a subhead.
+
+        Of grouped heads, H counts key-value heads for "W_K" and "W_V", else query heads.
+        """
         n = len(self.vectors(group, layer))
         if not 0 <= index < n:
             raise ValueError(f"no row {index} in {group}, layer {layer}: rows are 0 to {n - 1}")

@@ -18,8 +18,7 @@ STYLE = {
     "figure.dpi": 100, "figure.constrained_layout.use": True, "figure.figsize": (7.5, 3.6),
     "font.size": 10.5, "axes.titlesize": 11, "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8,
-    "lines.markersize": 4.5, "image.cmap": "viridis",
+    "axes.axisbelow": True,
 }
 
 

@@ -1,6 +1,9 @@
 """Agreement of word lists, coherence, and the controls and intervals that go with them."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
@@ -49,14 +52,24 @@ def random_directions(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
+def random_rotation(d: int, seed: int = 0) -> Tensor:
+    """A rotation (d, d), uniformly drawn: orthogonal, determinant 1."""
+    with one_thread():
+        Q, R = torch.linalg.qr(random_directions(d, d, seed))
+        Q = Q * R.diagonal().sign()  # a QR decomposition alone leans towards -I (Mezzadri, 2007)
+        if torch.linalg.det(Q) < 0:
+            Q[:, 0] *= -1
+    return Q
+
+
 def mixtures(*rows: Tensor, seed: int = 1) -> list[Tensor]:
     """The same n random linear combinations of the rows of each matrix (n, d): [(n, d)].
 
-    They keep the rows' mean and covariance, and lose which row is which: what they show belongs
-    to the layer, not to the single vector.
+    In expectation they have the rows' mean and covariance, and lose which row is which: what they
+    show belongs to the layer, not to the single vector.
     """
     dice = random_directions(len(rows[0]), len(rows[0]), seed)  # (n, n)
-    return [x.mean(0) + dice @ (x - x.mean(0)) / len(x) ** 0.5 for x in rows]
+    return [x.mean(0) + dice.to(x.dtype) @ (x - x.mean(0)) / len(x) ** 0.5 for x in rows]
 
 
 class Judge:
@@ -146,8 +159,14 @@ def group_interval(values: Tensor, groups: Tensor, resamples: int = 1000,
 
 def ratio_interval(top: Tensor, bottom: Tensor, resamples: int = 1000,
                    seed: int = 0) -> tuple[float, float, float]:
-    """sum(top) / sum(bottom) of paired values (n,), and its 95 % bootstrap interval over pairs."""
+    """sum(top) / sum(bottom) of paired values (n,), and its 95 % bootstrap interval over pairs.
+
+    Raises ValueError for values that are not paired or fewer than 2.
+    """
     top, bottom = _finite(top), _finite(bottom)
+    if top.ndim != 1 or top.shape != bottom.shape or len(top) < 2:
+        raise ValueError("a ratio's interval needs at least 2 pairs of values, got shapes "
+                         f"{top.shape} and {bottom.shape}")
     drawn = np.random.default_rng(seed).integers(len(top), size=(resamples, len(top)))
     ratios = top[drawn].sum(1) / bottom[drawn].sum(1)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -182,3 +201,11 @@ def _finite(values: Tensor) -> np.ndarray:
     if not np.isfinite(data).all():
         raise ValueError(f"{(~np.isfinite(data)).sum()} of {data.size} values are NaN or infinite")
     return data
+
+
+def save_table(table: pd.DataFrame, path: Path) -> None:
+    """Write results as CSV, to a neighbour first: a stop in between loses nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    table.to_csv(part, index=False)
+    part.replace(path)

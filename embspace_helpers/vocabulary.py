@@ -123,7 +123,8 @@ def load_vocabulary(model, tokenizer) -> Vocabulary:
 def valence(vocabulary: Vocabulary) -> Tensor:
     """How pleasant every item is by VADER's lexicon (Hutto and Gilbert, 2014), (e,): -4 to 4.
 
-    The mean rating of ten people; NaN for pieces that begin no word and words that are not in it.
+    The mean rating of ten people; NaN for words that are not in it, and for what `keep` does not
+    count as a whole word (pieces that begin none, words of one or two letters).
     """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 

@@ -139,7 +139,7 @@ def test_hooks_are_removed_even_after_an_error():
         model(torch.tensor([[1, 2]]))
     p = Parameters(model)
     one = torch.tensor([0])
-    with pytest.raises(IndexError), set_neurons(p, 0, one, one, torch.tensor([99]), 0.0):
+    with pytest.raises(IndexError), set_neurons(p, 0, one, torch.tensor([99]), one, 0.0):
         model(torch.tensor([[1, 2]]))
     with pytest.raises(IndexError):
         capture(model, Tokenizer(), ["1 2", "1 99"])  # 99 is no item: the forward pass fails
@@ -148,6 +148,24 @@ def test_hooks_are_removed_even_after_an_error():
 
 
 # ---- changes
+
+
+@pytest.mark.parametrize("number", [-1, 99])
+def test_neurons_and_heads_that_do_not_exist(number):
+    p, one = Parameters(tiny("gpt2")), torch.tensor([0])
+    wrong = torch.tensor([number])
+    with pytest.raises(ValueError, match=f"neurons are 0 to {p.d_ff - 1}, but .{number}. were"):
+        with set_neurons(p, 0, one, one, wrong, 0.0):
+            pass
+    with pytest.raises(ValueError, match=f"key-value heads are 0 to {p.H_kv - 1}, but"):
+        with set_values(p, 0, one, one, number):
+            pass
+
+
+@pytest.mark.parametrize("positions, skip", [(0, 0), (-5, 0), (3, -1)])
+def test_numbers_of_positions_that_make_no_sense(positions, skip):
+    with pytest.raises(ValueError, match="must be at least 1, skip = .* at least 0"):
+        sample_places([4, 5], positions, skip)
 
 
 @pytest.mark.parametrize("kind", NORM_FIRST)
@@ -225,5 +243,5 @@ def test_final_states_at_several_places_of_a_row():
 
 
 def test_final_states_refuses_places_outside():
-    with pytest.raises(ValueError, match="2 rows, 2 places, of which 1 lie outside"):
+    with pytest.raises(ValueError, match="1 of 2 places lie outside"):
         final_states(tiny("gpt2"), [[1, 2], [3]], torch.tensor([1, 1]))

@@ -289,7 +289,7 @@ def test_how_far_a_head_is_followed():
     at = [(2, 1), (0, 0)]
     sums = [head_changes(model, p, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
     assert all((a - b).abs().min() > 1e-6 for a, b in zip(sums, sums[1:]))
-    with pytest.raises(ValueError, match="2 rows, 2 places, of which 1 lie outside"):
+    with pytest.raises(ValueError, match="1 of 2 places lie outside"):
         head_changes(model, p, ROWS, 0, 1, at, IDS, reach=6)
 
 
@@ -317,3 +317,21 @@ def test_no_changes_without_a_final_norm(kind):
             switched(model, p, ROWS, record, 0, torch.arange(2), IDS)
     with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
         head_changes(model, p, ROWS, 0, 0, [(0, 0)], IDS, 1)
+
+
+def test_rows_of_other_texts_are_refused(kind):
+    model, params, record = run(kind)
+    swapped = [ROWS[1], ROWS[0], ROWS[2]]
+    with pytest.raises(ValueError, match="rows are not the texts of this record: at place"):
+        switched_off(model, params, swapped, record, 0, torch.tensor([0]), IDS)
+
+
+def test_a_single_case_has_no_control():
+    with pytest.raises(ValueError, match="1 case: effects need at least 2"):
+        effects(torch.zeros(1, 40), torch.tensor([[1, 2]]), torch.arange(40))
+
+
+def test_a_neuron_that_is_never_active_is_read_as_it_is():
+    record = record_of(tiny("gpt2"))
+    silent = replace(record, neurons=torch.zeros_like(record.neurons))
+    assert (used_signs(silent, 0) == 1).all()

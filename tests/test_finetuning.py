@@ -1,19 +1,22 @@
 """Fine-tuning tiny models: what is free, what is learned, what is stored."""
 
-import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from embspace_helpers import finetuning
 from embspace_helpers.activations import capture, padded
 from embspace_helpers.finetuning import (Classifier, Recipe, accuracy, batches, bundled_seeds,
-                                         fine_tune, load_classifier, main, predict, save_changes)
-from embspace_helpers.models import ModelNotFound, load_model
+                                         fine_tune, load_classifier, main, merge, predict,
+                                         read_facts, save_changes)
+from embspace_helpers.models import ModelNotFound, fingerprint, load_model
 from embspace_helpers.pretrain import Recipe as PretrainRecipe
 from embspace_helpers.pretrain import new_model, train_tokenizer
+from embspace_helpers.reviews import load_reviews
 from tiny_models import MODELS, tiny
 
 WORDS = ("the film is fine", "a dull plot", "what an actor", "we saw it twice", "it was long")
@@ -23,8 +26,8 @@ TINY = PretrainRecipe(seed=1, d=16, layers=3, heads=2, vocabulary=300, context=4
 def reviews(n, seed=0):
     """n texts of random words; "gem" is in every praise, "mess" in every blame."""
     rng = np.random.default_rng(seed)
-    rows = [(" ".join([*rng.choice(WORDS, rng.integers(1, 4)), *[("mess", "gem")[i % 2]] * 4]), i % 2)
-            for i in range(n)]
+    rows = [(" ".join([*rng.choice(WORDS, rng.integers(1, 4)), *[("mess", "gem")[i % 2]] * 4]),
+             i % 2) for i in range(n)]
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
@@ -133,7 +136,7 @@ def test_predictions_do_not_depend_on_the_batch(loaded):
     classifier, texts = Classifier(model), reviews(11)["text"].tolist()
     with torch.no_grad():
         classifier.head.weight.mul_(100)
-    one, five = predict(classifier, tokenizer, texts, batch=1), predict(classifier, tokenizer, texts, batch=5)
+    one, five = (predict(classifier, tokenizer, texts, batch=size) for size in (1, 5))
     torch.testing.assert_close(one, five)
     assert one.std() > 0.001
     right = ((one > 0.5).long().numpy() == reviews(11)["label"]).mean()
@@ -179,22 +182,134 @@ def test_unknown_classifier(tmp_path, monkeypatch):
         load_classifier("twin-a", seed=2)
 
 
-def test_the_command_trains_measures_and_goes_on(folder, tmp_path, capsys):
+def test_facts_come_back(folder, tmp_path):
+    file = tmp_path / "c.safetensors"
+    facts = {"recipe": asdict(RECIPE), "reviews": 64, "loss": [0.7, 0.5]}
+    save_changes(file, Classifier(load_model(folder)[0], 1), str(folder), facts)
+    model = {"model": str(folder), "fingerprint": fingerprint(folder)}
+    assert read_facts(file) == facts | model
+
+
+def test_a_file_that_holds_no_classifier(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match="d.safetensors holds no classifier"):
+        read_facts(tmp_path / "d.safetensors")
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch):
+    """Runs the command on 40 + 40 reviews, and tells what each training was given."""
     data = tmp_path / "imdb" / "plain_text"
     data.mkdir(parents=True)
     for split, seed in (("train", 0), ("test", 1)):
         reviews(40, seed).to_parquet(data / f"{split}-00000-of-00001.parquet")
-    call = [str(folder), "--data", str(tmp_path / "imdb"), "--out", str(tmp_path / "out"),
-            "--device", "cpu", "--reviews", "32", "--seeds"]
-    main([*call, "1"])
-    main([*call, "1", "2"])
-    assert "seed 1: done already" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "out" / f"{folder.name}.csv")
-    assert table["seed"].tolist() == [1, 2] and table["reviews"].tolist() == [32, 32]
+    given = []
+
+    def listening(classifier, tokenizer, train, recipe, **options):
+        given.append((recipe, train))
+        return fine_tune(classifier, tokenizer, train, recipe, **options)
+
+    def run(*options):
+        given.clear()
+        main([str(folder), "--data", str(tmp_path / "imdb"), "--out", str(tmp_path / "out"),
+              "--table", str(tmp_path / "table.csv"), "--device", "cpu", "--reviews", "32",
+              *options])
+        return given
+
+    def few(split, n=None, seed=0, source="embedded"):
+        return load_reviews(split, 40 if source == "embedded" else n, seed, source)
+
+    monkeypatch.setattr(finetuning, "fine_tune", listening)
+    monkeypatch.setattr(finetuning, "load_reviews", few)
+    return run
+
+
+def test_the_command_trains_measures_and_goes_on(command, folder, tmp_path, capsys):
+    out, table = tmp_path / "out", tmp_path / "table.csv"
+    trained = command("--seeds", "1", "--rate", "0.01", "--epochs", "2", "--test", "20")
+    assert [recipe for recipe, _ in trained] == [Recipe(1, epochs=2, learning_rate=0.01)]
+    first = out / f"{folder.name}-seed1.safetensors"
+    assert "is there already" not in capsys.readouterr().out
+
+    written = first.stat().st_mtime_ns
+    trained = command("--seeds", "2", "1", "--rate", "0.01", "--epochs", "2", "--test", "20")
+    assert [recipe.seed for recipe, _ in trained] == [2] and first.stat().st_mtime_ns == written
+    said = f"{first} is there already, and its results are in {table}"
+    assert said in capsys.readouterr().out.splitlines()
+
+    found = pd.read_csv(table)
+    assert list(found) == ["model", "seed", "shuffled", "reviews", "epochs", "loss", "minutes",
+                           "imdb", "imdb_reviews", "embedded_train", "embedded_test",
+                           "embedded_hard"]
+    assert (found["model"] == folder.name).all() and found["seed"].tolist() == [1, 2]
+    assert not found["shuffled"].any()
+    for column, value in (("reviews", 32), ("epochs", 2), ("imdb_reviews", 20)):
+        assert found[column].tolist() == [value] * 2
     for seed in (1, 2):
-        file = tmp_path / "out" / f"{folder.name}-seed{seed}.safetensors"
+        file = out / f"{folder.name}-seed{seed}.safetensors"
         classifier, tokenizer = load_classifier(str(folder), path=file)
-        measured = accuracy(classifier, tokenizer, reviews(40, 1), autocast=True)
-        assert table["imdb"][seed - 1] == pytest.approx(measured)
-        with finetuning.safe_open(file, framework="pt") as stored:
-            assert json.loads(stored.metadata()["facts"])["recipe"]["seed"] == seed
+        facts, row = read_facts(file), found.iloc[seed - 1]
+        assert facts["recipe"] == asdict(Recipe(seed, epochs=2, learning_rate=0.01))
+        assert facts["reviews"] == 32 and row["loss"] == pytest.approx(facts["loss"][-1], abs=1e-4)
+        texts = load_reviews("test", 20, source=tmp_path / "imdb")
+        right = accuracy(classifier, tokenizer, texts, autocast=True)
+        assert row["imdb"] == pytest.approx(right)
+        for split in ("train", "test", "hard"):
+            right = accuracy(classifier, tokenizer, load_reviews(split, 40))
+            assert row[f"embedded_{split}"] == pytest.approx(right)
+
+
+def test_a_file_without_results_or_results_without_a_file_are_made_again(command, folder, tmp_path):
+    table, file = tmp_path / "table.csv", tmp_path / "out" / f"{folder.name}-seed1.safetensors"
+    assert len(command()) == 1 and len(command()) == 0
+    row = pd.read_csv(table)
+    row.iloc[:0].to_csv(table, index=False)
+    assert len(command()) == 1 and len(command()) == 0
+    table.unlink()
+    assert len(command()) == 1 and len(command()) == 0
+    row.assign(model="another").to_csv(table, index=False)
+    assert len(command()) == 1 and len(command()) == 0
+    assert pd.read_csv(table)["model"].tolist() == sorted(["another", folder.name])
+    file.unlink()
+    assert len(command()) == 1 and len(command()) == 0 and file.exists()
+
+
+@pytest.mark.parametrize("changed", [["--epochs", "2"], ["--rate", "0.1"], ["--reviews", "30"]])
+def test_a_file_of_another_recipe_is_not_taken_for_this_one(command, changed):
+    assert len(command()) == 1
+    with pytest.raises(ValueError, match="seed1.safetensors was made from 32 reviews with"):
+        command(*changed)
+
+
+def test_shuffled_labels_are_the_same_labels_of_other_texts(command, folder, tmp_path):
+    (_, plain), = command("--seeds", "1")
+    (recipe, mixed), = command("--seeds", "1", "--shuffled-labels")
+    (_, other), = command("--seeds", "2", "--shuffled-labels")
+    assert recipe == Recipe(1, shuffled_labels=True)
+    assert plain["text"].tolist() == mixed["text"].tolist()
+    assert sorted(plain["label"]) == sorted(mixed["label"])
+    assert 8 < (plain["label"] != mixed["label"]).sum() < 24  # of 32; 16 expected
+    assert mixed["label"].tolist() != other["label"].tolist()
+    assert (plain["text"].str.contains("gem") == plain["label"]).all()
+
+    names = {file.stem for file in (tmp_path / "out").iterdir()}
+    name = folder.name
+    assert names == {f"{name}-seed1", f"{name}-shuffled-seed1", f"{name}-shuffled-seed2"}
+    for file in (tmp_path / "out").iterdir():
+        assert read_facts(file)["recipe"]["shuffled_labels"] is ("shuffled" in file.stem)
+    found = pd.read_csv(tmp_path / "table.csv")
+    assert found[["shuffled", "seed"]].values.tolist() == [[False, 1], [True, 1], [True, 2]]
+    assert command("--seeds", "1") == command("--seeds", "1", "2", "--shuffled-labels") == []
+
+
+def test_new_results_replace_those_of_the_same_classifier_only(tmp_path):
+    table = tmp_path / "t.csv"
+    row = {"model": "b", "seed": 1, "shuffled": False, "imdb": 0.5}
+    for new in (row, row | {"seed": 2}, row | {"shuffled": True}, row | {"model": "a"},
+                row | {"imdb": 0.81236}):
+        merge(new, table).to_csv(table, index=False)
+    assert pd.read_csv(table).values.tolist() == [
+        ["a", 1, False, 0.5], ["b", 1, False, 0.8124], ["b", 2, False, 0.5], ["b", 1, True, 0.5]]

@@ -265,7 +265,3 @@ def test_hub_name_without_a_network_is_told(monkeypatch):
     for load in (load_model, load_untrained):
         with pytest.raises(ModelNotFound, match="hub .We couldn't.*Without a network.*twin-a"):
             load("gpt2-medium")
-
-
-def test_every_known_name_is_listed():
-    assert [line.split()[0] for line in models.model_table().splitlines()] == models.model_names()

@@ -10,7 +10,7 @@ from embspace_helpers.notebooks import normalise, tags, to_text
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 IGNORED = "nbval-ignore-output"
-REASONS = {"reason-timing", "reason-widget"}
+REASONS = {"reason-timing", "reason-training", "reason-widget"}
 TAGS = {"setup", "exercise", "exercise-check", "solution", IGNORED, *REASONS}
 # An absolute path of POSIX or Windows, or a home folder; not a URL, not an HTML tag.
 ABSOLUTE = re.compile(r"(?<![\w:/.<+*])(?:/[A-Za-z][\w.-]*){2,}|\b[A-Z]:\\\w|(?<!\w)~/\w|\$HOME")

@@ -20,7 +20,8 @@ from embspace_helpers.parameters import Parameters
 from embspace_helpers.pretrain import Recipe, new_model, train_tokenizer
 from embspace_helpers.projection import EmbeddingSpace
 from embspace_helpers.reviews import load_reviews
-from embspace_helpers.statistics import group_interval, random_directions, shuffled
+from embspace_helpers.statistics import (group_interval, random_directions, random_rotation,
+                                         shuffled)
 from embspace_helpers.vocabulary import Vocabulary, load_vocabulary
 from tiny_models import MODELS, NORM_FIRST, tiny
 
@@ -168,7 +169,7 @@ def test_a_turned_basis_of_every_head_writes_the_same(kind, vocabulary):
         for i, row in enumerate(rows):
             assert torch.equal(row, row_of(params, group, 1, i))
         assert torch.equal(used, record.subheads[1])
-        turned_rows, turned = _uses(record, params, group, 1, basis=5)
+        turned_rows, turned = _uses(record, params, group, 1, basis=6)
         assert turned_rows.shape == rows.shape and turned.shape == used.shape
         bases = []
         for head in range(params.H):
@@ -223,7 +224,7 @@ def other_keys(params, layer, how, seed):
     """Vectors in the keys' place, by hand."""
     keys, n = params.K(layer), params.d_ff
     if how == "turned":
-        Q = torch.linalg.qr(random_directions(params.d, params.d, seed))[0].double()
+        Q = random_rotation(params.d, seed).double()
         other = torch.stack([k @ Q for k in keys])
         torch.testing.assert_close(other @ other.T, keys @ keys.T, rtol=1e-5, atol=1e-5)
         return other
@@ -455,15 +456,36 @@ def test_the_command_measures_trained_and_untrained_in_every_reading(folder, tmp
 
 def test_a_model_measured_again_replaces_its_rows(tmp_path):
     out = tmp_path / "overlap.csv"
-    rows = [{"model": m, "reading": r, "mean": 0.5} for m in ("b", "a") for r in ("x", "y")]
+    rows = [{"model": m, "reading": r, "source": s, "mean": 0.5}
+            for m in ("b", "a") for r in ("x", "y") for s in ("imdb", "embedded")]
     pd.DataFrame(rows).to_csv(out, index=False)
-    new = pd.DataFrame([{"model": "b", "reading": "y", "mean": 0.1}])
-    assert merge(new, out)["mean"].tolist() == [0.5, 0.5, 0.1]
-    assert merge(new, tmp_path / "none.csv") is new
+    new = pd.DataFrame([{"model": "b", "reading": "y", "source": "imdb", "mean": 0.1}])
+    found = merge(new, out)
+    assert len(found) == 8  # all other readings and sources stay
+    assert found.set_index(["model", "reading", "source"])["mean"]["b", "y", "imdb"] == 0.1
+    assert (found["mean"] == 0.5).sum() == 7 and found["model"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(merge(new, tmp_path / "none.csv"), new)
+
+
+def test_a_summary_is_of_one_reading(vocabulary):
+    record, params, space = run("gpt2", vocabulary)
+    table = overlap_table(record, params, space, active=ACTIVE, k=K)
+    assert list(summary(table).index) == ["keys", "values", "value subheads", "output subheads"]
+    with pytest.raises(ValueError, match="of one model in one reading"):
+        summary(pd.concat([table, table]))
+
+
+def test_lists_need_what_the_record_lacks(vocabulary):
+    _, params, _ = run("llama", vocabulary)
+    record = replace(run("llama", vocabulary)[0], keys={}, subheads=None)
+    with pytest.raises(ValueError, match="for the group gate the record needs keys"):
+        active_lists(record, params, None, "gate", 0)
+    with pytest.raises(ValueError, match="for the group W_O the record needs subheads"):
+        active_lists(record, params, None, "W_O", 0)
 
 
 def test_the_reviews_that_ship_are_named_as_such(folder):
-    table = measure(str(folder / "tiny"), "embedded", 4, 5, "transpose")
+    table = measure(str(folder / "tiny"), "embedded", 4, 5, ["transpose"])
     assert set(table["source"]) == {"embedded"} and set(table["positions"]) == {5}
 
 

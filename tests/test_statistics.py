@@ -1,14 +1,15 @@
 """Agreement, coherence, controls and intervals against sets, loops and known data."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from embspace_helpers.statistics import (Judge, bootstrap_interval, count_text, group_interval,
                                          jaccard_at_k, mean_text,
                                          mixtures, overlap_at_k,
-                                         permutation_p_value, random_directions, ratio_interval, share_above,
-                                         shuffled)
+                                         permutation_p_value, random_directions, random_rotation,
+                                         ratio_interval, save_table, share_above, shuffled)
 
 
 def lists(n, k, size=30, seed=0):
@@ -232,3 +233,34 @@ def test_ratio_interval():
     assert low < 3 < high and low < ratio < high
     assert high - low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.15)  # the mean of bottom is 1
     assert ratio_interval(3 * bottom, bottom) == pytest.approx((3, 3, 3))
+
+
+def test_a_random_rotation_leans_nowhere():
+    traces = torch.stack([random_rotation(16, seed).trace() for seed in range(200)])
+    assert traces.mean().abs() < 0.3  # plain QR: about -2
+    for d in (1, 2, 5, 16):
+        Q = random_rotation(d, 3)
+        torch.testing.assert_close(Q @ Q.T, torch.eye(d), atol=1e-5, rtol=0)
+        assert torch.linalg.det(Q) > 0.99
+    assert torch.equal(random_rotation(5, 1), random_rotation(5, 1))
+    assert not torch.equal(random_rotation(5, 1), random_rotation(5, 2))
+
+
+@pytest.mark.parametrize("top, bottom", [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [1.0, 2.0, 3.0])])
+def test_ratios_need_pairs(top, bottom):
+    with pytest.raises(ValueError, match="at least 2 pairs of values"):
+        ratio_interval(torch.tensor(top), torch.tensor(bottom))
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    save_table(pd.DataFrame({"a": [1, 2]}), path)
+
+    class Broken(pd.DataFrame):
+        def to_csv(self, file, **kwargs):
+            file.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_table(Broken({"a": [3]}), path)
+    assert pd.read_csv(path)["a"].tolist() == [1, 2]
