@@ -33,9 +33,13 @@ RANKS = (1, 2, 4, 8, 16)
 
 def sentiment_space(params: Parameters, vocabulary: Vocabulary,
                     reading: str = "orthogonal") -> EmbeddingSpace:
-    """The space over words seen at least 100 times, in which notebook 05 reads displacements."""
+    """The space in which notebook 05 reads displacements: over whole words, seen 100 times.
+
+    (Of a vocabulary without counts: over whole words.)
+    """
+    seen = 100 if vocabulary.counts is not None else 0
     return EmbeddingSpace(params.E, vocabulary, reading,
-                          vocabulary.keep(whole_words=True, min_count=100))
+                          vocabulary.keep(whole_words=True, min_count=seen))
 
 
 def displacement(after: Parameters, before: Parameters, group: str, layer: int) -> Tensor:
@@ -104,7 +108,7 @@ def edited(after: Parameters, before: Parameters, layers: Sequence[int], directi
     directions that are not orthonormal.
     """
     error = (directions @ directions.T - torch.eye(len(directions))).abs().max()
-    if error > 1e-3:
+    if not error <= 1e-3:  # NaN is refused as well
         raise ValueError(f"the rows of directions must be orthonormal, but are off by {error:.2g}")
     views = [(new, old, axis) for layer in layers for (new, axis), (old, _) in
              zip(stream_views(after, layer), stream_views(before, layer))]
@@ -184,7 +188,7 @@ def _row(one: Measured, others: Sequence[Measured], group: str, layer: int, chan
 
 
 def directions_table(one: Measured, reviews: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on `reviews` without the leading directions of the displacement, and with only these.
+    """Accuracy on `reviews` without the leading directions of a displacement, and with only these.
 
     Columns rank (0: nothing taken out; d: all displacement out), kind ("leading", "random"),
     only, accuracy.
@@ -197,8 +201,9 @@ def directions_table(one: Measured, reviews: pd.DataFrame) -> pd.DataFrame:
     everything = torch.eye(d)
     rows = [{"rank": 0, "kind": "all", "only": False, "accuracy": measure(everything, True)},
             {"rank": d, "kind": "all", "only": False, "accuracy": measure(everything, False)}]
-    leading = leading_directions(one.after, one.before, one.layers, max(RANKS))
-    for rank, only in product(RANKS, (False, True)):
+    ranks = [rank for rank in RANKS if rank < d]
+    leading = leading_directions(one.after, one.before, one.layers, max(ranks))
+    for rank, only in product(ranks, (False, True)):
         found = {"leading": leading[:rank], "random": random_rotation(d, one.seed)[:rank]}
         rows += [{"rank": rank, "kind": kind, "only": only, "accuracy": measure(x, only)}
                  for kind, x in found.items()]
@@ -208,9 +213,9 @@ def directions_table(one: Measured, reviews: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m embspace_helpers.displacement",
-        description="Measure what the classifiers of some files wrote; notebook 05 shows the tables.")
+        description="Measure what classifiers wrote; notebook 05 shows the tables.")
     parser.add_argument("files", type=Path, nargs="+", help="what `finetuning` wrote")
-    parser.add_argument("--out", type=Path, default=DATA, help="folder (default: the package's data)")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder (default: this package's)")
     args = parser.parse_args(arguments)
     classifiers = [Measured(file) for file in args.files]
     save_table(separation_table(classifiers).round(4), args.out / SEPARATION.name)

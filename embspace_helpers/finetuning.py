@@ -290,7 +290,7 @@ def is_done(path: Path, table: Path, name: str, recipe: Recipe, n: int | None) -
     if not path.exists() or [Path(name).name, recipe.shuffled_labels, recipe.seed] not in rows:
         return False
     facts = read_facts(path)
-    if facts["recipe"] != asdict(recipe) or n not in (None, facts["reviews"]):
+    if Recipe(**facts["recipe"]) != recipe or n not in (None, facts["reviews"]):
         raise ValueError(f"{path} was made from {facts['reviews']} reviews with {facts['recipe']}: "
                          "remove it, or name another folder with --out")
     return True

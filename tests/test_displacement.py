@@ -85,15 +85,15 @@ def reviews(n, seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny GPT-2 with a tokenizer of words and pieces; pieces and "river" are rare."""
+    """A tiny GPT-2 with a tokenizer; frequent are the words but "river", and one piece, "a"."""
     path = tmp_path_factory.mktemp("tiny")
     words = [*PLEASANT, *NASTY, *PLAIN]
     tokenizer = train_tokenizer([" " + " ".join(words)] * 20, TINY.vocabulary)
     tokenizer.save_pretrained(path)
     new_model(TINY).save_pretrained(path)
     counts = [99] * TINY.vocabulary
-    for word in {*words} - {"river"}:
-        counts[tokenizer.convert_tokens_to_ids(f"Ġ{word}")] = 100
+    for item in ("a", *(f"Ġ{word}" for word in {*words} - {"river"})):
+        counts[tokenizer.convert_tokens_to_ids(item)] = 100
     (path / "token_counts.json").write_text(json.dumps(counts))
     return path
 
@@ -268,15 +268,6 @@ def test_impossible_numbers_of_directions(n):
     before, after = map(Parameters, displaced("gpt2"))
     with pytest.raises(ValueError, match=f"n = {n}, but a stream of d = 12 has 1 to 12"):
         leading_directions(after, before, [1], n)
-
-
-def test_random_rotations_are_orthonormal_and_follow_from_the_seed():
-    for seed, d in product((1, 2, 3, 4), (3, 8)):
-        found = random_rotation(d, seed)
-        torch.testing.assert_close(found @ found.T, torch.eye(d), rtol=0, atol=1e-5)
-        assert torch.linalg.det(found) > 0
-        assert torch.equal(found, random_rotation(d, seed))
-        assert not torch.allclose(found, random_rotation(d, seed + 1), atol=0.01)
 
 
 # ---- a model without some directions of its displacement
@@ -457,6 +448,7 @@ def test_directions_table(files, monkeypatch):
 
 def test_the_command_writes_both_tables(files, tmp_path, monkeypatch):
     texts = {"train": reviews(30, seed=7), "test": reviews(10, seed=8)}
+    texts["test"]["label"] = 1 - texts["test"]["label"]  # what the classifier gets wrong
     monkeypatch.setattr(module, "load_reviews", texts.get)
     monkeypatch.setattr(module, "RANKS", (1, 4))
     main([*(str(files[name]) for name in ("1", "2", "shuffled")), "--out", str(tmp_path)])
@@ -472,7 +464,7 @@ def test_the_command_writes_both_tables(files, tmp_path, monkeypatch):
     pretrained = Classifier(load_model(one.name)[0], 0)
     pretrained.head.load_state_dict(one.classifier.head.state_dict())
     ends = found[(found["kind"] == "all") & (found["seed"] == 1)].set_index("rank")["accuracy"]
-    for rank, classifier, low, high in ((0, one.classifier, 0.9, 1), (16, pretrained, 0.3, 0.8)):
+    for rank, classifier, low, high in ((0, one.classifier, 0.7, 0.8), (16, pretrained, 0.3, 0.65)):
         assert ends[rank] == pytest.approx(accuracy(classifier, one.tokenizer, both), abs=0.03)
         assert low <= ends[rank] <= high
 
