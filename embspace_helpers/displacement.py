@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", type=Path, nargs="+", help="what `finetuning` wrote")
     parser.add_argument("--out", type=Path, default=DATA, help="folder (default: this package's)")
     args = parser.parse_args(arguments)
-    classifiers = [Measured(file) for file in args.files]
+    classifiers = sorted(map(Measured, args.files), key=lambda x: (x.name, x.shuffled, x.seed))
     save_table(separation_table(classifiers).round(4), args.out / SEPARATION.name)
     reviews = pd.concat([load_reviews("train"), load_reviews("test")])
     tables = [directions_table(one, reviews) for one in tqdm(classifiers, desc="directions")
