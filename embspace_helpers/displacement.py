@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from embspace_helpers.finetuning import accuracy, load_classifier, read_facts
@@ -64,11 +65,6 @@ def separating(space: EmbeddingSpace, ratings: Tensor, vectors: Tensor, control:
     directions. How long a vector is does not matter: its list is the same for any length.
     """
     return share_above(separation(space, ratings, vectors).abs(), control.abs())
-
-
-def cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of each row of one displacement (n, d) with the same row of another: (n,)."""
-    return torch.cosine_similarity(first, second, dim=1)
 
 
 # ---------------------------------------------------------------- a classifier without directions
@@ -182,8 +178,9 @@ def _row(one: Measured, others: Sequence[Measured], group: str, layer: int, chan
     row["first"] = (spectrum[-1] / spectrum.sum()).item()
     theirs = [displacement(x.after, x.before, group, layer) for x in others]
     if theirs:
-        row["agreement"] = torch.stack([cosines(moved, x) for x in theirs]).mean().item()
-        row["unpaired"] = torch.stack([cosines(moved, shuffled(x)) for x in theirs]).mean().item()
+        row["agreement"] = torch.stack([cosine_similarity(moved, x) for x in theirs]).mean().item()
+        unpaired = [cosine_similarity(moved, shuffled(x)) for x in theirs]  # (n,) each
+        row["unpaired"] = torch.stack(unpaired).mean().item()
     return row
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from embspace_helpers import displacement as module
-from embspace_helpers.displacement import (Measured, cosines, directions_table, displacement,
+from embspace_helpers.displacement import (Measured, directions_table, displacement,
                                            edited, leading_directions, main, separating,
                                            separation, separation_table, stream_views)
 from embspace_helpers.finetuning import (Classifier, Recipe, accuracy, fine_tune, save_changes)
@@ -148,12 +148,6 @@ def test_displacement_is_what_was_added_to_a_module(kind):
                 torch.testing.assert_close(found, added)
             else:
                 assert torch.equal(found, torch.zeros_like(before.vectors(group, layer)))
-
-
-def test_cosines_are_those_of_paired_rows():
-    first = torch.tensor([[1.0, 0, 0], [2, 0, 0], [0, 3, 4]])
-    second = torch.tensor([[5.0, 0, 0], [0, 0, 1], [0, -3, -4]])
-    torch.testing.assert_close(cosines(first, second), torch.tensor([1.0, 0, -1]))
 
 
 # ---- separation
@@ -393,7 +387,7 @@ def test_separation_table(files):
         assert cell["pretrained"] == pytest.approx(old.mean().item())
         squares = torch.linalg.svdvals(moved).square()
         assert cell["first"] == pytest.approx((squares[0] / squares.sum()).item(), abs=1e-4)
-        theirs = [cosines(moved, displacement(x.after, x.before, group, layer))
+        theirs = [torch.cosine_similarity(moved, displacement(x.after, x.before, group, layer))
                   for x in seeds.values() if x is not this]
         assert cell["agreement"] == pytest.approx(torch.cat(theirs).mean().item(), abs=1e-5)
         assert abs(cell["unpaired"]) < 0.9
