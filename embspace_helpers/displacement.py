@@ -96,10 +96,11 @@ def leading_directions(after: Parameters, before: Parameters, layers: Sequence[i
 
 @contextmanager
 def edited(after: Parameters, before: Parameters, layers: Sequence[int], directions: Tensor,
-           only: bool = False) -> Iterator[None]:
+           only: bool = False, shorten: bool = False) -> Iterator[None]:
     """Inside, the displacements of `layers` lack `directions` (r, d), orthonormal rows.
 
-    With `only`, they keep nothing else. The model behind `after` is changed in place and has its
+    With `only`, they keep nothing else. With `shorten`, the control: they keep all directions, but
+    every matrix's displacement is scaled to the length that it would have been left. The model behind `after` is changed in place and has its
     weights back at the end, even after an error. Its head is left as it is. Raises ValueError for
     directions that are not orthonormal.
     """
@@ -114,7 +115,10 @@ def edited(after: Parameters, before: Parameters, layers: Sequence[int], directi
             for new, old, axis in views:
                 moved = (new - old).movedim(axis, -1)  # (..., d)
                 along = (moved @ directions.T) @ directions
-                new.copy_(old + (along if only else moved - along).movedim(-1, axis))
+                left = along if only else moved - along
+                if shorten:
+                    left = moved * (left.norm() / moved.norm().clamp_min(1e-30))
+                new.copy_(old + left.movedim(-1, axis))
         yield
     finally:
         with torch.no_grad():
@@ -187,11 +191,11 @@ def _row(one: Measured, others: Sequence[Measured], group: str, layer: int, chan
 def directions_table(one: Measured, reviews: pd.DataFrame) -> pd.DataFrame:
     """Accuracy on `reviews` without the leading directions of a displacement, and with only these.
 
-    Columns rank (0: nothing taken out; d: all displacement out), kind ("leading", "random"),
-    only, accuracy.
+    Columns rank (0: nothing taken out; d: all displacement out), kind ("leading", "random", or
+    "shortened": all directions, but as short as without the leading ones), only, accuracy.
     """
-    def measure(directions: Tensor, only: bool) -> float:
-        with edited(one.after, one.before, one.layers, directions, only):
+    def measure(directions: Tensor, only: bool, shorten: bool = False) -> float:
+        with edited(one.after, one.before, one.layers, directions, only, shorten):
             return accuracy(one.classifier, one.tokenizer, reviews, autocast=True)
 
     d = one.before.d
@@ -204,6 +208,8 @@ def directions_table(one: Measured, reviews: pd.DataFrame) -> pd.DataFrame:
         found = {"leading": leading[:rank], "random": random_rotation(d, one.seed)[:rank]}
         rows += [{"rank": rank, "kind": kind, "only": only, "accuracy": measure(x, only)}
                  for kind, x in found.items()]
+        rows.append({"rank": rank, "kind": "shortened", "only": only,
+                     "accuracy": measure(leading[:rank], only, shorten=True)})
     return pd.DataFrame(rows).assign(**one.facts())
 
 

@@ -171,12 +171,16 @@ def execute(nb: NotebookNode, folder: Path) -> tuple[float, float | None]:
 def keep_unchecked(nb: NotebookNode, before: NotebookNode) -> None:
     """Keep the stored output of a cell that is not compared, if only its numbers changed.
 
-    A time is another each run: without this no two runs would leave the same file.
+    A time is another each run: without this no two runs would leave the same file. Kept only as
+    long as every compared output above is as it was: behind a change the old numbers are stale.
     """
     stored = {c.source: c.outputs for c in before.cells if c.cell_type == "code"}
-    for cell in nb.cells:
+    for cell in (c for c in nb.cells if c.cell_type == "code"):
         old = stored.get(cell.source)
-        if "nbval-ignore-output" in tags(cell) and old and _shape(old) == _shape(cell.outputs):
+        if "nbval-ignore-output" not in tags(cell):
+            if old != cell.outputs:
+                return
+        elif old and _shape(old) == _shape(cell.outputs):
             cell.outputs = old
 
 

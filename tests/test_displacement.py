@@ -308,6 +308,24 @@ def test_directions_leave_or_stay_and_other_layers_keep_all(kind, only):
                 assert (rows - moved[group, 1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("only", [False, True])
+def test_shortened_displacements_keep_their_directions_and_the_length_that_was_left(kind, only):
+    before, after = map(Parameters, displaced(kind))
+    directions = random_rotation(before.d, 3)[:3]
+    whole = rows_of(after, before)
+    with edited(after, before, [1], directions, only):
+        left = rows_of(after, before)
+    with edited(after, before, [1], directions, only, shorten=True):
+        short = rows_of(after, before)
+    for key, rows in whole.items():
+        if key[1] == 1:
+            factor = (left[key].norm() / rows.norm()).item()
+            assert 0.05 < factor < 0.98
+            torch.testing.assert_close(short[key], factor * rows, atol=1e-5, rtol=1e-3)
+        else:
+            assert torch.equal(short[key], rows)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_weights_come_back_exactly(kind, fails):
     old, new = displaced(kind)
@@ -426,7 +444,7 @@ def test_directions_table(files, monkeypatch):
     table = directions_table(one, "reviews")
     assert list(table) == ["rank", "kind", "only", "accuracy", "model", "seed", "shuffled"]
     assert one.facts().items() <= table.iloc[-1].to_dict().items()
-    assert len(table) == 2 + 2 * 2 * 2 and left(one.classifier, one.tokenizer, "reviews") == 1
+    assert len(table) == 2 + 2 * 2 * 3 and left(one.classifier, one.tokenizer, "reviews") == 1
     found = table.set_index(["kind", "rank", "only"])["accuracy"]
     assert found["all", 0, False] == pytest.approx(1) and found["all", 16, False] == 0
     leading = leading_directions(one.after, one.before, one.layers, 4)
@@ -437,6 +455,9 @@ def test_directions_table(files, monkeypatch):
                                for key, rows in moved().items())
             assert found[kind, rank, True] == pytest.approx(kept[kind], rel=1e-3)
             assert found[kind, rank, False] == pytest.approx(1 - kept[kind], rel=1e-3)
+        for only in (False, True):  # as short as without the leading directions
+            assert found["shortened", rank, only] == pytest.approx(
+                found["leading", rank, only], rel=1e-3)
         assert kept["leading"] > 1.5 * kept["random"]
 
 
@@ -453,7 +474,7 @@ def test_the_command_writes_both_tables(files, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(found, separation_table(classifiers), rtol=0, atol=1e-4)
 
     found = pd.read_csv(tmp_path / "directions.csv")
-    assert not found["shuffled"].any() and found["seed"].tolist() == [1] * 10 + [2] * 10
+    assert not found["shuffled"].any() and found["seed"].tolist() == [1] * 14 + [2] * 14
     both = pd.concat(texts.values())
     pretrained = Classifier(load_model(one.name)[0], 0)
     pretrained.head.load_state_dict(one.classifier.head.state_dict())

@@ -107,6 +107,18 @@ def test_two_runs_leave_one_file_and_it_passes(tmp_path, capsys):
     assert "wall time, peak memory" in result.stdout
 
 
+def test_numbers_that_are_not_compared_are_kept_until_something_above_them_changes(tmp_path):
+    first, value = tmp_path / "value", "print(open('value').read())"
+    ignored = code("import uuid\nprint(uuid.uuid4().int)", "nbval-ignore-output", "reason-timing")
+    path = save(tmp_path, code(value), ignored, code("print(len(open('value').read()))"))
+    stored = []
+    for text in ("a", "a", "b", "b"):
+        first.write_text(text)
+        assert main([str(path)]) == 0
+        stored.append(nbformat.read(path, as_version=4).cells[1].outputs[0].text)
+    assert stored[0] == stored[1] != stored[2] == stored[3]
+
+
 def test_notebook_that_raises_is_not_written(tmp_path, capsys):
     path = save(tmp_path, new_markdown_cell("# A"), code("print(1)"), code("1 / 0"))
     before = path.read_bytes()
