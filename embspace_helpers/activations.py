@@ -72,6 +72,9 @@ def cut_texts(model: nn.Module, tokenizer, texts: Sequence[str], length: int) ->
     if not texts:
         raise ValueError("no texts were given")
     places = getattr(model.config, "max_position_embeddings", length)
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    if tables and (first := getattr(tables[0], "padding_idx", None)) is not None:
+        places -= first + 1  # RoBERTa's positions begin behind that of the padding
     most = min(length, places, getattr(tokenizer, "model_max_length", length))
     ids = tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
     empty = [i for i, row in enumerate(ids) if not row]

@@ -120,6 +120,17 @@ def test_texts_are_cut_to_what_model_and_tokenizer_take():
     assert len(cut_texts(model, tokenizer, [text], 40)[0]) == 9
 
 
+@pytest.mark.parametrize("kind, most", [("bert", 32), ("roberta", 30), ("llama", 32)])
+def test_a_text_of_all_positions_can_be_run_and_no_longer_one(kind, most):
+    model = tiny(kind)
+    row, = cut_texts(model, Tokenizer(), [" ".join(["7"] * 50)], 40)
+    assert len(row) == most
+    model(torch.tensor([row]))
+    if kind != "llama":  # rotary positions go on
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.tensor([row + [7]]))
+
+
 @pytest.mark.parametrize("texts, message", [
     ([], "no texts"), (["1 2", "", "3"], r"texts \[1\] are empty")])
 def test_texts_that_cannot_be_run(texts, message):
