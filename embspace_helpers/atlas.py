@@ -34,7 +34,8 @@ from embspace_helpers.statistics import Judge
 from embspace_helpers.vocabulary import Vocabulary, load_vocabulary, shared_words
 
 VERSION = "1"  # of the file: raise it when the same weights would give another atlas
-JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "minilm": "smollm2", "smollm2": "minilm"}
+JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "wide-w": "twin-a", "minilm": "smollm2",
+          "smollm2": "minilm"}
 JUDGED = 10  # words of a list that its coherence is about
 HEAD_GROUPS = ("VO_reads", "VO_writes", "QK_query", "QK_key")
 SIGNS = {1: "+", -1: "−"}

@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 MODELS = {
     "twin-a": Entry("bundled", "GPT-2-like decoder trained on movie reviews"),
     "twin-b": Entry("bundled", "twin-a trained again from another seed"),
+    "wide-w": Entry("bundled", "wider and deeper than the twins, on their texts and vocabulary"),
     "minilm": Entry("fetched", "all-MiniLM-L6-v2, a BERT-like sentence encoder"),
     "smollm2": Entry("fetched", "SmolLM2-135M-Instruct, a Llama-like decoder"),
 }

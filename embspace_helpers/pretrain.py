@@ -49,7 +49,7 @@ class Recipe:
 RECIPES = {
     "twin-a": Recipe(seed=1),
     "twin-b": Recipe(seed=2),
-    "wide-w": Recipe(seed=3, d=256, layers=8, heads=4, learning_rate=2e-3),
+    "wide-w": Recipe(seed=3, d=256, layers=8, heads=4, epochs=1.0, learning_rate=2e-3),
 }
 
 
@@ -333,6 +333,7 @@ def model_card(name: str, model, data: dict, log: dict, loss: float, device: str
                      f" {math.exp(p['held_out_loss']):.1f} |" for p in curve)
     return CARD.format(
         name=name, r=recipe, parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        epochs=f"{recipe.epochs:g} epoch" + "s" * (recipe.epochs != 1),
         tokens=curve[-1]["tokens"] / 1e6, epoch=len(data["train"]) / 1e6,
         minutes=log["seconds"] / 60, machine=machine, torch=torch.__version__.split("+")[0],
         loss=loss, perplexity=math.exp(loss), bits=bits, unigram=math.exp(unigram), rows=rows,
@@ -357,7 +358,7 @@ embeddings, no dropout, erf GELU. Seed {r.seed}. Weights in float16.
 | --- | --- |
 | held-out perplexity per item | **{perplexity:.2f}** ({loss:.3f} nats; {bits:.3f} bits per byte), the float16 weights |
 | the same for item frequencies alone | {unigram:.0f} |
-| tokens seen | {tokens:.1f} M ({r.epochs:g} epochs of {epoch:.1f} M) |
+| tokens seen | {tokens:.1f} M ({epochs} of {epoch:.1f} M) |
 | wall time | {minutes:.0f} minutes, {machine}, torch {torch}, bf16 autocast |
 
 ## Data

@@ -16,6 +16,7 @@ from transformers.utils import logging
 import embspace_helpers.fetch as fetching
 from embspace_helpers import models
 from embspace_helpers.models import ModelNotFound, load_model, load_untrained
+from embspace_helpers.vocabulary import load_vocabulary
 
 OFFLINE = """
 import os, socket, sys
@@ -123,8 +124,18 @@ def test_twins_share_vocabulary_and_shape_but_not_weights():
     assert not torch.equal(one.transformer.wte.weight, other.transformer.wte.weight)
 
 
-@pytest.mark.parametrize("name", ["twin-a", "twin-b"])
-def test_twins_have_learnt_the_text(name):
+def test_wide_w_shares_the_twins_vocabulary_and_no_shape():
+    (twin, tokenizer), (wide, same) = load_model("twin-a"), load_model("wide-w")
+    assert type(wide) is transformers.GPT2LMHeadModel
+    assert tokenizer.get_vocab() == same.get_vocab()
+    shape = lambda config: (config.n_embd, config.n_layer, config.n_head, config.vocab_size)
+    assert (shape(twin.config), shape(wide.config)) == ((192, 6, 3, 8192), (256, 8, 4, 8192))
+    counts = [load_vocabulary(model, tokenizer).counts for model in (twin, wide)]
+    assert torch.equal(*counts)
+
+
+@pytest.mark.parametrize("name", ["twin-a", "twin-b", "wide-w"])
+def test_bundled_models_have_learnt_the_text(name):
     model, tokenizer = load_model(name)
     untrained, _ = load_untrained(name)
     text = "This is one of the best movies I have ever seen."
