@@ -27,8 +27,8 @@ from embspace_helpers.exercises import STUB
 
 # Offline: a notebook must not need a network. Two threads: what Binder has, so that a machine
 # with many cores adds up in the same order and measures a comparable time. The threshold (see
-# binder/start): glibc returns freed blocks above 4 MB to the system.
-KERNEL_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "4194304"}
+# binder/start): glibc returns freed blocks above 1 MB to the system.
+KERNEL_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HEADING = re.compile(r"### (Exercise (\d+\.\d+)) — \S")
