@@ -100,9 +100,9 @@ def edited(after: Parameters, before: Parameters, layers: Sequence[int], directi
     """Inside, the displacements of `layers` lack `directions` (r, d), orthonormal rows.
 
     With `only`, they keep nothing else. With `shorten`, the control: they keep all directions, but
-    every matrix's displacement is scaled to the length that it would have been left. The model behind `after` is changed in place and has its
-    weights back at the end, even after an error. Its head is left as it is. Raises ValueError for
-    directions that are not orthonormal.
+    every matrix's displacement is scaled to the length that it would have been left. The model
+    behind `after` is changed in place and has its weights back at the end, even after an error. Its
+    head is left as it is. Raises ValueError for directions that are not orthonormal.
     """
     error = (directions @ directions.T - torch.eye(len(directions))).abs().max()
     if not error <= 1e-3:  # NaN is refused as well
