@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from embspace_helpers.notebooks import normalise, tags, to_text
+from embspace_helpers.workshop.notebooks import normalise, tags, to_text
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 IGNORED = "nbval-ignore-output"

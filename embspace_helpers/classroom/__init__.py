@@ -1,0 +1,1 @@
+"""Classroom: figures, exercises, texts and widgets for notebooks. Depends on the reading room."""

@@ -1,0 +1,1 @@
+"""Experiments: what the course measures, one module each. Depends on the reading room."""

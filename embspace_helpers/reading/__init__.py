@@ -1,0 +1,1 @@
+"""Reading: a model as words. Nothing here depends on the other rooms."""

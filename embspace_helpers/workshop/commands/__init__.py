@@ -1,0 +1,1 @@
+"""One file a command: see `embspace_helpers/__init__.py`."""

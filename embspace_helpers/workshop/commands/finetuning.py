@@ -1,0 +1,6 @@
+"""The command `python -m embspace_helpers.finetuning`."""
+
+from embspace_helpers.experiments.finetuning import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Figures: panels, intervals, and that a notebook shows every one of them."""
+
+import matplotlib
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient import NotebookClient
+
+matplotlib.use("Agg")
+
+from embspace_helpers.classroom import plots
+
+
+def test_panels_have_their_titles_and_a_takeaway():
+    figure, axes = plots.panels("All is well", "left", "right")
+    assert [ax.get_title(loc="left") for ax in axes] == ["left", "right"]
+    assert figure.get_suptitle() == "All is well"
+
+
+def test_panels_need_a_title():
+    with pytest.raises(ValueError, match="at least one title"):
+        plots.panels("All is well")
+
+
+def test_curve_draws_its_interval():
+    _, (ax,) = plots.panels("t", "p")
+    plots.curve(ax, [0, 1], [1.0, 2.0], [(0.5, 1.5), (1.5, 2.5)], label="a")
+    low, high = ax.collections[0].get_datalim(ax.transData).intervaly
+    assert (low, high) == (0.5, 2.5)
+    plots.caption(ax, "x", "y")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a"]
+
+
+def test_dots_stand_from_top_to_bottom():
+    _, (ax,) = plots.panels("t", "p")
+    plots.dots(ax, ["first", "second"], [1.0, 2.0], [(0.9, 1.1), (1.8, 2.2)])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["second", "first"]
+
+
+def test_a_notebook_shows_every_figure():
+    source = "from embspace_helpers import plots\nfigure, (ax,) = plots.panels('t', 'p')"
+    cells = [nbformat.v4.new_code_cell(source) for _ in range(3)]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(nb, kernel_name="python3").execute()
+    shown = [any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in nb.cells]
+    assert shown == [True, True, True]
+
+
+def test_heatmap_prints_its_numbers_and_names():
+    _, (ax,) = plots.panels("t", "p")
+    plots.heatmap(ax, [[0.0, 1.0], [0.5, -1.0]], ["a", "b"], ["x", "y"], "unit", numbers=True)
+    assert [t.get_text() for t in ax.texts] == ["0.00", "1.00", "0.50", "-1.00"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.figure.axes[-1].get_ylabel() == "unit"
+
+
+def test_heatmap_centre_is_in_the_middle_of_the_scale():
+    _, (ax,) = plots.panels("t", "p")
+    plots.heatmap(ax, [[0.0, 3.0]], ["a"], ["x", "y"], "unit", centre=1.0)
+    assert ax.images[0].get_clim() == (-1.0, 3.0)
+
+
+def test_ranked_list_has_the_best_on_top():
+    _, (ax,) = plots.panels("t", "p")
+    plots.ranked(ax, ["best", "second"], [2.0, 1.0])
+    places = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.get_yticks()))
+    assert ax.transData.transform((0, places["best"]))[1] > ax.transData.transform((0, places["second"]))[1]
+    assert [bar.get_width() for bar in ax.patches] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_word_map_keeps_groups_apart_and_labels_readable(method):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(2, 10).repeat_interleave(6, 0)  # (12, 10): two groups of six
+    vectors = centres + 0.05 * torch.randn(12, 10, generator=generator)
+    names = [f"word{i}" for i in range(12)]
+    _, (ax,) = plots.panels("t", "p")
+    plots.word_map(ax, names, vectors, range(12), method=method)
+    places = np.asarray(ax.collections[0].get_offsets())
+    assert [t.get_text() for t in ax.texts] == names
+    inside = [np.linalg.norm(group - group.mean(0), axis=1).max() for group in (places[:6], places[6:])]
+    assert np.linalg.norm(places[:6].mean(0) - places[6:].mean(0)) > max(inside)
+    gaps = abs(places[:, None] - places[None])
+    touching = (gaps[..., 0] < 0.04) & (gaps[..., 1] < 0.02)
+    assert touching.sum() == 12  # each label touches itself alone
+
+
+def test_word_map_says_what_it_needs():
+    _, (ax,) = plots.panels("t", "p")
+    with pytest.raises(ValueError, match="at least 3 words.*2 words, 3 vectors"):
+        plots.word_map(ax, ["a", "b"], torch.eye(3), [1, 2, 3])
+    with pytest.raises(ValueError, match="no map method 'umap': there are pca, tsne"):
+        plots.word_map(ax, ["a", "b", "c"], torch.eye(3), [1, 2, 3], method="umap")

@@ -1,0 +1,191 @@
+"""Reading IMDB from a folder laid out like the hub's, and the reviews that ship."""
+
+import hashlib
+import re
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from embspace_helpers.classroom import reviews
+from embspace_helpers.classroom.reviews import (clean_text, load_reviews, read_embedded, read_imdb,
+                                      text_hash)
+from embspace_helpers.reading.vocabulary import is_coarse
+
+
+def write_folder(folder, **splits):
+    (folder / "plain_text").mkdir(parents=True)
+    for split, rows in splits.items():
+        frame = pd.DataFrame(rows, columns=["text", "label"])
+        frame.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("text, clean", [
+    ("Good.<br /><br />Very good.", "Good. Very good."),
+    ("Good.<br>Very<br/>good.", "Good. Very good."),
+    ("  a \n\t b  ", "a b"),
+    ("a < b > c", "a < b > c"),
+    ("", ""),
+])
+def test_clean_text(text, clean):
+    assert clean_text(text) == clean
+
+
+def test_text_hash_depends_on_the_text_alone_and_is_uniform():
+    expected = int(hashlib.sha256("film é".encode()).hexdigest()[:16], 16) / 2**64
+    assert text_hash("film é") == expected
+    values = [text_hash(str(i)) for i in range(2000)]
+    assert 0 <= min(values) and max(values) < 1 and len(set(values)) == 2000
+    assert abs(sum(v < 0.25 for v in values) / 2000 - 0.25) < 0.04
+
+
+def test_read_imdb_from_a_folder(tmp_path):
+    rows = [("Fine.<br />Really  fine.", 1), ("Bad.", 0)]
+    folder = write_folder(tmp_path / "imdb", train=rows, unsupervised=[("So so.", -1)])
+    for source in (folder, str(folder)):
+        frame = read_imdb("train", source)
+        assert list(frame.columns) == ["text", "label"]
+        assert frame.text.tolist() == ["Fine. Really fine.", "Bad."]
+        assert frame.label.tolist() == [1, 0]
+    assert read_imdb("unsupervised", folder).label.tolist() == [-1]
+
+
+def test_the_default_is_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pd, "read_parquet", lambda path: asked.append(path)
+                        or pd.DataFrame({"text": ["a<br />b"], "label": [0]}))
+    assert read_imdb("test").text.tolist() == ["a b"]
+    assert asked == ["hf://datasets/stanfordnlp/imdb/plain_text/test-00000-of-00001.parquet"]
+
+
+def test_unknown_split(tmp_path):
+    with pytest.raises(ValueError, match="no split 'dev': there are train, test, unsupervised"):
+        read_imdb("dev", tmp_path)
+
+
+def test_folder_without_the_file(tmp_path):
+    folder = write_folder(tmp_path / "imdb", train=[("a", 0)])
+    for source in (folder, tmp_path / "missing" / "imdb"):
+        with pytest.raises(FileNotFoundError, match="test-00000-of-00001.parquet in the folder"):
+            read_imdb("test", source)
+
+
+class ClientError(Exception):
+    """The hub's client raises its own kinds of error (httpx.ConnectError is no OSError)."""
+
+
+@pytest.mark.parametrize("error", [OSError, ClientError])
+def test_no_network(monkeypatch, error):
+    def refuse(path):
+        raise error("name not known")
+    monkeypatch.setattr(reviews.pd, "read_parquet", refuse)
+    with pytest.raises(FileNotFoundError, match="hf://.*name not known.*network"):
+        read_imdb("test")
+
+
+def test_damaged_file(tmp_path):
+    folder = write_folder(tmp_path / "imdb", train=[("a", 0)])
+    next(folder.rglob("*.parquet")).write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match="cannot read .*train-00000-of-00001.parquet"):
+        read_imdb("train", folder)
+
+
+# ---- the reviews that ship
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return read_embedded()
+
+
+def trigrams(text):
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return set(zip(words, words[1:], words[2:]))
+
+
+def test_size_and_balance_of_the_embedded_set(embedded):
+    assert list(embedded) == ["split", "label", "genre", "manner", "verdict", "text"]
+    counts = embedded.groupby(["split", "label"]).size().unstack()
+    assert counts[0].tolist() == counts[1].tolist()
+    assert counts.loc[["train", "test"]].to_numpy().sum() >= 400
+    assert counts.loc["test", 0] >= 80 and counts.loc["hard", 0] >= 150
+    assert embedded["genre"].nunique() >= 20 and embedded["genre"].value_counts().min() >= 10
+    assert set(embedded["verdict"]) == {"said", "shown"}
+    for split in ("train", "test"):  # every manner, and of every manner as much praise as blame
+        part = embedded[embedded["split"] == split].groupby(["manner", "label"]).size().unstack()
+        assert set(part.index) == {"plain", "florid", "ironic", "mixed"}
+        assert (part[0] - part[1]).abs().max() <= 3
+    assert (embedded[embedded["split"] == "hard"]["verdict"] == "shown").all()
+
+
+def test_embedded_reviews_have_20_to_150_words_and_one_line(embedded):
+    words = embedded["text"].str.split().str.len()
+    assert words.min() >= 20 and words.max() <= 150
+    shares = [words.between(*bounds).mean() for bounds in ((20, 45), (46, 100), (101, 150))]
+    assert min(shares) > 0.15  # short, middling and long ones
+    assert (embedded["text"] == embedded["text"].map(clean_text)).all()
+
+
+def test_no_two_embedded_reviews_are_alike(embedded):
+    texts, holders, common = embedded["text"].tolist(), {}, Counter()
+    for i, text in enumerate(texts):
+        for gram in trigrams(text):
+            for other in holders.setdefault(gram, []):
+                common[other, i] += 1
+            holders[gram].append(i)
+    jaccard = {pair: n / len(trigrams(texts[pair[0]]) | trigrams(texts[pair[1]]))
+               for pair, n in common.items() if n > 3}
+    assert max(jaccard.values(), default=0) < 0.1
+    openings = Counter(" ".join(text.lower().split()[:3]) for text in texts)
+    assert max(openings.values()) <= 0.012 * len(texts)
+    assert len(openings) > 0.9 * len(texts)
+
+
+def test_embedded_reviews_are_fit_for_a_classroom(embedded):
+    words = {w for text in embedded["text"] for w in re.findall(r"[A-Za-z]+", text)}
+    assert [w for w in sorted(words) if is_coarse(w)] == []
+
+
+def test_splits_are_disjoint_and_whole(embedded):
+    parts = [load_reviews(split) for split in ("train", "test", "hard")]
+    texts = [t for part in parts for t in part["text"]]
+    assert sorted(texts) == sorted(embedded["text"]) and len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_subset_follows_from_seed_and_texts(tmp_path, local):
+    options = {"split": "train"}
+    if local:
+        rows = [(f"review {i}", i % 2) for i in range(60)]
+        options["source"] = write_folder(tmp_path / "a", train=rows)
+    some = load_reviews(n=20, seed=1, **options)
+    assert some["label"].sum() == 10 and len(some) == 20
+    assert list(some.index) == list(range(20))
+    assert some["text"].tolist() == load_reviews(n=20, seed=1, **options)["text"].tolist()
+    assert set(load_reviews(n=10, seed=1, **options)["text"]) < set(some["text"])
+    assert set(some["text"]) != set(load_reviews(n=20, seed=2, **options)["text"])
+    assert some["label"].iloc[:10].nunique() == 2  # praise and blame are mixed
+    if local:  # another copy, in another order, gives the same subset
+        options["source"] = write_folder(tmp_path / "b", train=rows[::-1])
+        assert some["text"].tolist() == load_reviews(n=20, seed=1, **options)["text"].tolist()
+
+
+@pytest.mark.parametrize("n", [7, 0, -2, 10_000])
+def test_impossible_numbers_of_reviews(n):
+    with pytest.raises(ValueError, match=f"n = {n}, but it must be even.*at most \\d+"):
+        load_reviews(n=n)
+
+
+@pytest.mark.parametrize("split, source", [("unsupervised", "embedded"), ("hard", "a/folder")])
+def test_splits_without_labels(split, source):
+    with pytest.raises(ValueError, match=f"no split '{split}' of {source} with labels"):
+        load_reviews(split, source=source)
+
+
+def test_the_command_measures_a_bag_of_words(tmp_path, capsys):
+    rows = [(f"a {('dull', 'fine')[i % 2]} film {i}", i % 2) for i in range(40)]
+    reviews.main(["--data", str(write_folder(tmp_path / "imdb", train=rows, test=rows))])
+    printed = capsys.readouterr().out
+    assert re.search(r"IMDB test +1\.0", printed)
+    assert re.search(r"embedded hard +0\.\d", printed) and "embedded train" in printed

@@ -1,0 +1,337 @@
+"""Changes of logits against one forward pass at a time, and against sums by hand."""
+
+from dataclasses import replace
+from itertools import combinations_with_replacement
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from embspace_helpers.reading.activations import capture, set_neurons, set_values
+from embspace_helpers.experiments.ablation import (Effects, effects, first_places, frequency_ranks, head_changes,
+                                    matched_words, switched_off, switched_on, used_signs)
+from embspace_helpers.reading.parameters import Parameters
+from embspace_helpers.reading.vocabulary import Vocabulary
+from tiny_models import NORM_FIRST, tiny
+
+ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
+IDS = torch.tensor([7, 39, 0, 22])
+
+
+@pytest.fixture(params=NORM_FIRST)
+def kind(request):
+    return request.param
+
+
+def run(kind, positions=None):
+    """A tiny model, its parameters, and what happened on ROWS."""
+    model = tiny(kind)
+    return model, Parameters(model), record_of(model, positions)
+
+
+def record_of(model, positions=None):
+    return capture(model, tokenizer, ["text"] * len(ROWS), positions, batch=2)
+
+
+def tokenizer(texts, **_):
+    return {"input_ids": ROWS}
+
+
+@torch.no_grad()
+def logits(model, row):
+    return model(torch.tensor([row])).logits[0]
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def permutation(n, seed=0):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- words as frequent
+
+
+def vocabulary(counts=None):
+    model = models.WordLevel(vocab={f"item{i}": i for i in range(len(IDS) * 10)}, unk_token="item0")
+    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)), counts=counts)
+
+
+def test_ranks_by_counts_with_ties_in_the_order_given():
+    counts = (permutation(40, 1) // 3).tolist()
+    ids = permutation(40)[:25]
+    found = frequency_ranks(vocabulary(counts), ids)
+    amount = [(counts[i], place) for place, i in enumerate(ids.tolist())]
+    assert found.tolist() == [sum(other < one for other in amount) for one in amount]
+
+
+def test_ranks_without_counts_are_those_of_the_ids_the_last_one_rarest():
+    ids = permutation(40)[:25]
+    found = frequency_ranks(vocabulary(), ids)
+    assert found.tolist() == [sum(other > one for other in ids.tolist()) for one in ids.tolist()]
+
+
+@pytest.mark.parametrize("m, near, k", [(40, 4, 4), (8, 4, 3), (9, 2, 2), (2, 1, 1)])
+def test_matched_words_are_all_others_near_by_and_none_of_the_row(m, near, k):
+    ranks = permutation(m)
+    rows = torch.stack([permutation(m, seed)[:k] for seed in range(1, 13)])
+    by_rank = ranks.argsort()
+    rows = torch.cat([rows, by_rank[:k][None], by_rank[m - k :][None]])  # neighbours, at the ends
+    found = matched_words(rows.repeat(400, 1), ranks, near, seed=2)
+    assert found.shape == (400 * len(rows), k)
+    for row, drawn in zip(rows.tolist(), found.unflatten(0, (400, -1)).transpose(0, 1)):
+        for place, word in enumerate(row):
+            possible = {w for w in range(m) if abs(ranks[w] - ranks[word]) <= near and w not in row}
+            assert set(drawn[:, place].tolist()) == possible
+
+
+def test_matched_words_are_drawn_evenly_and_again_with_the_same_seed():
+    ranks = permutation(100)
+    others = ranks.argsort()[ranks[33] + torch.tensor([-1, 3])]
+    columns = torch.tensor([33, *others]).repeat(4200, 1)
+    found = matched_words(columns, ranks)
+    assert int(ranks[33]) in range(15, 85)
+    counts = (ranks[found[:, 0]] - ranks[33] + 15).bincount(minlength=31)
+    none = torch.tensor([14, 15, 18])  # itself and the others of its row
+    assert not counts[none].any() and counts.sum() == 4200
+    allowed = ~torch.isin(torch.arange(31), none)
+    assert (counts[allowed] - 150).abs().max() < 60  # five standard deviations
+    for rank in (3, 96):  # the word at the end is not drawn for all that would lie beyond it
+        drawn = ranks[matched_words(ranks.argsort()[rank].repeat(3600, 1), ranks)].flatten()
+        counts = drawn.unique(return_counts=True)[1]
+        assert len(counts) == 18 and (counts - 200).abs().max() < 70
+    assert torch.equal(found, matched_words(columns, ranks, seed=0))
+    assert not torch.equal(found, matched_words(columns, ranks, seed=1))
+
+
+@pytest.mark.parametrize("m, near, row", [(1, 15, [0]), (5, 15, [4, 0, 2, 1, 3]), (9, 1, [0, 1]),
+                                          (9, 2, [3, 4, 5, 6, 7])])
+def test_no_words_left_to_match(m, near, row):
+    columns = torch.tensor([row])
+    with pytest.raises(ValueError, match=f"have no other one within {near} ranks: raise `near`"):
+        matched_words(columns, torch.arange(m), near)
+    if len(row) < m:
+        assert matched_words(columns, torch.arange(m), near + 1).shape == columns.shape
+
+
+# ---- effects
+
+
+def test_effects_against_a_loop():
+    change, ranks = random(5, 50) * torch.arange(1, 6)[:, None] + 3, permutation(50)
+    columns = torch.stack([permutation(50, seed)[:4] for seed in range(5)])
+    found = effects(change, columns, ranks, seed=3)
+    matched = matched_words(columns, ranks, seed=3)
+    for i, row in enumerate(change.tolist()):
+        mean = sum(row) / 50
+        deviation = (sum((x - mean) ** 2 for x in row) / 49) ** 0.5
+        assert found.spread[i].item() == pytest.approx(deviation)
+        for actual, chosen in ((found.own, columns[i]), (found.matched, matched[i]),
+                               (found.other, columns[i - 1]),
+                               (found.other_matched, matched[i - 1])):
+            assert actual[i].item() == pytest.approx(sum(row[c] for c in chosen.tolist()) / 4)
+    assert len(set(torch.stack([found.own, found.matched, found.other]).flatten().tolist())) == 15
+
+
+def test_effects_of_words_that_alone_rise_or_fall():
+    ranks = torch.arange(100)
+    columns = torch.tensor([[5, 45], [20, 70], [35, 95]])  # more than 15 ranks apart
+    change = torch.zeros(3, 100)
+    for i, amount in enumerate((-1.0, 2.0, 0.5)):
+        change[i, columns[i]] = amount
+    found = effects(change, columns, ranks)
+    assert found.own.tolist() == found.size.tolist() == [-1.0, 2.0, 0.5]
+    assert found.matched.tolist() == found.other.tolist() == [0, 0, 0]
+    deviation = (2 * (1 - 2 / 100) / 99) ** 0.5  # of two ones among 98 zeros
+    torch.testing.assert_close(found.spread, torch.tensor([1.0, 2.0, 0.5]) * deviation)
+
+
+def test_sizes_are_what_matched_words_do_not_have():
+    found = Effects(*torch.tensor([[3.0, -1.0], [0.5, 0.25], [1.0, -2.0], [4.0, 0.5], [9.0, 9.0]]))
+    assert found.size.tolist() == [2.5, -1.25] and found.other_size.tolist() == [-3.0, -2.5]
+
+
+# ---- neurons
+
+
+def test_used_signs_are_those_of_the_largest_coefficients():
+    record = run("gpt2")[2]
+    neurons = torch.tensor([[[9.0, -9.0, 9.0], [9.0, 9.0, -9.0]],
+                            [[1.0, -2.0, 0.1], [-0.5, 1.5, 0.2]]])
+    record = replace(record, neurons=neurons)
+    assert used_signs(record, 1).tolist() == [1, -1, 1]
+    assert used_signs(replace(record, neurons=-neurons), 1).tolist() == [-1, 1, -1]
+
+
+def one_at_a_time(model, p, record, layer, neuron, i, value):
+    """Changes of logits at position i of the record, of a pass and by hand, (4,) and (4,)."""
+    text, place = record.text[i].item(), record.place[i : i + 1]
+    with set_neurons(p, layer, torch.tensor([0]), place, torch.tensor([neuron]), value):
+        moved = logits(model, ROWS[text])
+    actual = (moved - logits(model, ROWS[text]))[place.item(), IDS]
+    norm, state = p.final_norm(), record.states[1, i]
+    more = (value - record.neurons[layer, i, neuron]) * p.V(layer)[neuron]
+    with torch.no_grad():
+        return actual, (norm(state + more) - norm(state)) @ p.E_out[:, IDS]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_switched_off_against_one_pass_at_a_time(kind, layer):
+    model, p, record = run(kind, positions=14)
+    neurons, contexts = permutation(p.d_ff)[:15], 3  # 45 cases: more than one batch
+    found = switched_off(model, p, ROWS, record, layer, neurons, IDS, contexts)
+    signs, by_size = set(), 0
+    for case, neuron in enumerate(neurons.tolist()):
+        used = record.neurons[layer, :, neuron].tolist()
+        largest = max(used, key=abs)
+        sign = 1 if largest > 0 else -1
+        best = sorted(range(14), key=lambda i: -sign * used[i])[:contexts]
+        signs.add(sign)
+        by_size += set(best) != set(sorted(range(14), key=lambda i: -abs(used[i]))[:contexts])
+        each = [one_at_a_time(model, p, record, layer, neuron, i, 0.0) for i in best]
+        for actual, expected in zip(found, zip(*each)):
+            close(actual[case], sum(expected) / contexts)
+    assert by_size  # the size alone would have chosen other positions
+    assert signs == {-1, 1} or kind == "gpt2"  # GELU is seldom far below 0
+    assert all(x.shape == (15, 4) and x.abs().amax(1).min() > 1e-6 for x in found)
+    if layer == 1:  # nobody reads what was written
+        close(*found)
+    else:
+        assert (found[0] - found[1]).abs().amax(1).min() > 1e-6
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_switched_on_sets_the_largest_where_the_neuron_was_silent(kind, layer):
+    model, p, record = run(kind, positions=9)
+    neurons = permutation(p.d_ff)[:3]
+    cases = []  # per neuron, of every position where it may be switched on
+    for neuron in neurons.tolist():
+        used = record.neurons[layer, :, neuron].tolist()
+        silent = sorted(range(9), key=lambda i: abs(used[i]))[:4]
+        value = max(used, key=abs)
+        cases.append([torch.stack(one_at_a_time(model, p, record, layer, neuron, i, value))
+                      for i in silent])
+    for contexts in (1, 2):
+        reached = [set() for _ in neurons]
+        for seed in range(25):
+            found = switched_on(model, p, ROWS, record, layer, neurons, IDS, contexts, seed)
+            for case, both in enumerate(torch.stack(found, 1)):  # (2, 4): actual, direct
+                means = {drawn: sum(cases[case][i] for i in drawn) / contexts
+                         for drawn in combinations_with_replacement(range(4), contexts)}
+                near = {drawn: (both - mean).abs().max() for drawn, mean in means.items()}
+                drawn = min(near, key=near.get)
+                close(both, means[drawn])
+                reached[case].add(drawn)
+            if layer == 1:
+                close(*found)
+        assert all({i for drawn in every for i in drawn} == set(range(4)) for every in reached)
+        assert contexts == 1 or any(a != b for every in reached for a, b in every)
+    assert (found[0] - found[1]).abs().max() > 1e-6 or layer == 1
+
+
+def test_a_switch_is_the_same_with_the_same_seed():
+    model, p, record = run("llama")
+    a, b, c = (switched_on(model, p, ROWS, record, 0, torch.arange(8), IDS, seed=seed)
+               for seed in (4, 4, 5))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert (a[0] - c[0]).abs().max() > 1e-6 and (a[1] - c[1]).abs().max() > 1e-6
+
+
+def test_the_words_that_a_neuron_writes_fall_and_rise(kind):
+    """All write the same small v; a final norm without gain turns it by less than 90 degrees."""
+    model, p, _ = run(kind)
+    v = random(p.d)
+    v -= v.mean()
+    with torch.no_grad():
+        p.final_norm().weight.fill_(1.0)
+        p.V(1)[:] = 1e-3 * v  # small, but RMSNorm computes in float32
+    record = record_of(model, positions=3)
+    signs = used_signs(record, 1)
+    assert set(signs.tolist()) == {-1, 1}
+    arguments = (model, p, ROWS, record, 1, torch.arange(p.d_ff), torch.arange(p.e))
+    for found, side in ((switched_off(*arguments, contexts=1), -1), (switched_on(*arguments), 1)):
+        for change in found:
+            moved = change @ torch.linalg.pinv(p.E_out)  # back from logits to states, (d_ff, d)
+            written = signs[:, None] * v  # by a neuron of negative coefficients: -v
+            assert (side * torch.cosine_similarity(moved, written) > 0.1).all()
+
+
+# ---- heads
+
+
+def test_head_changes_against_one_pass_at_a_time(kind):
+    model, p, _ = run(kind)
+    reach = 2
+    every = [(t, place) for t, row in enumerate(ROWS) for place in range(len(row) - reach)]
+    at = [every[i % 12] for i in permutation(36).tolist()]  # more than one batch, no order
+    plain = [logits(model, row) for row in ROWS]
+    for layer, head in ((0, 0), (1, p.H_kv - 1)):
+        found = head_changes(model, p, ROWS, layer, head, at, IDS, reach)
+        assert found.shape == (36, 4) and found.abs().amax(1).min() > 1e-6
+        for text, place in every:
+            with set_values(p, layer, torch.tensor([0]), torch.tensor([place]), head):
+                moved = logits(model, ROWS[text]) - plain[text]
+            assert not moved[:place].any()  # nothing changes before the place
+            expected = sum(moved[i][IDS] for i in range(place, place + reach + 1))
+            for actual, case in zip(found, at):
+                if case == (text, place):
+                    close(actual, expected)
+
+
+def test_how_far_a_head_is_followed():
+    model, p, _ = run("llama")
+    at = [(2, 1), (0, 0)]
+    sums = [head_changes(model, p, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
+    assert all((a - b).abs().min() > 1e-6 for a, b in zip(sums, sums[1:]))
+    with pytest.raises(ValueError, match="1 of 2 places lie outside"):
+        head_changes(model, p, ROWS, 0, 1, at, IDS, reach=6)
+
+
+@pytest.mark.parametrize("room", [0, 2, 4, 8])
+def test_first_places_with_room_behind_them(room):
+    ids = torch.tensor([9, 1, 30, 5, 7, 3])
+    rows = [ROWS[1], *ROWS, [5] * 12]  # the first has less than `room` items
+    expected = {}
+    for column, item in enumerate(ids.tolist()):
+        places = [(text, place) for text, row in enumerate(rows) for place in range(len(row))
+                  if row[place] == item and place > 0 and len(row[place + 1 :]) >= room]
+        if places:
+            expected[column] = places[0]
+    assert first_places(rows, ids, room) == expected and 3 in expected
+
+
+# ---- models whose last states give no logits
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_no_changes_without_a_final_norm(kind):
+    model, p, record = run(kind)
+    for switched in (switched_off, switched_on):
+        with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+            switched(model, p, ROWS, record, 0, torch.arange(2), IDS)
+    with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+        head_changes(model, p, ROWS, 0, 0, [(0, 0)], IDS, 1)
+
+
+def test_rows_of_other_texts_are_refused(kind):
+    model, params, record = run(kind)
+    swapped = [ROWS[1], ROWS[0], ROWS[2]]
+    with pytest.raises(ValueError, match="rows are not the texts of this record: at place"):
+        switched_off(model, params, swapped, record, 0, torch.tensor([0]), IDS)
+
+
+def test_a_single_case_has_no_control():
+    with pytest.raises(ValueError, match="1 case: effects need at least 2"):
+        effects(torch.zeros(1, 40), torch.tensor([[1, 2]]), torch.arange(40))
+
+
+def test_a_neuron_that_is_never_active_is_read_as_it_is():
+    record = record_of(tiny("gpt2"))
+    silent = replace(record, neurons=torch.zeros_like(record.neurons))
+    assert (used_signs(silent, 0) == 1).all()
