@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from embspace_helpers.reading.parameters import GROUP_NAMES
 
 # Okabe and Ito (2008), told apart by all common kinds of colour vision; in order of use
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -165,3 +168,29 @@ def _spread(places: np.ndarray, lengths: Sequence[int], rounds: int = 200) -> np
         places[:, 1] += 0.25 * (touch * up * (high - abs(gaps[..., 1]))).sum(1)
         places[:, 0] += 0.02 * (touch * gaps[..., 0]).sum(1)
     return places
+
+
+def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float,
+                   top: float | None = None) -> None:
+    """A panel per group of parameters, a curve per label: rows of an overlap table, all groups.
+
+    Rows have group, kind, layer, mean, low and high, as `curve_of` gives them; those of the kind
+    "permuted" are the control, grey and dashed. Panels are those of the first curve.
+    """
+    groups = list(next(iter(curves.values()))["group"].unique())
+    figure, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], width=12, height=3.5,
+                          share_y=True)
+    for ax, group in zip(axes, groups):
+        index = 0
+        for label, table in curves.items():
+            rows, control = table[table["group"] == group], (table["kind"] == "permuted").all()
+            if len(rows):
+                curve(ax, rows["layer"], rows["mean"], list(zip(rows["low"], rows["high"])), label,
+                      index, control=control)
+            index += not control
+        chance_line(ax, chance)
+        caption(ax, "layer", "share of the state's top words" if ax is axes[0] else "")
+        ax.get_legend().remove()
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",
+                    bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes[0].set_ylim(0, top)

@@ -1,21 +1,19 @@
 """The atlas: the top words of every parameter vector of a model, computed once, saved, searchable.
 
-Which vectors there are: every FF key and value and every subhead (`Parameters.vectors`), and the
-leading singular directions of every head's W_VO and W_QK; of each the words of +v and of -v.
-`python -m embspace_helpers.atlas [names]` builds the atlases of the known models at set-up.
+`load_atlas` builds it on first use, with a bar, and keeps it in the cache folder;
+`python -m embspace_helpers.atlas [names]` does so before a lesson.
 """
 
-import argparse
+from __future__ import annotations
+
 import math
-import os
 import re
-import sys
-import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,167 +21,36 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer
 
-from embspace_helpers.reading.models import (ModelNotFound, cache_folder, fingerprint, hub_errors,
-                                     load_model, locate, model_names, quiet)
-from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.projection import WordTable, gram, one_thread, reading_matrix
-from embspace_helpers.experiments.statistics import Judge
-from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
+from embspace_helpers.experiments.atlas_lists import atlas_lists, group_vectors
+from embspace_helpers.reading.arrays import as_count, as_vector
+from embspace_helpers.reading.files import whole_file
+from embspace_helpers.reading.judge import JUDGES
+from embspace_helpers.reading.model import Model, load
+from embspace_helpers.reading.models import cache_folder, fingerprint, hub_errors, locate, quiet
+from embspace_helpers.reading.tables import WordTable
+from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary
 
 VERSION = "1"  # of the file: raise it when the same weights would give another atlas
-JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "wide-w": "twin-a", "minilm": "smollm2",
-          "smollm2": "minilm"}
-JUDGED = 10  # words of a list that its coherence is about
-HEAD_GROUPS = ("VO_reads", "VO_writes", "QK_query", "QK_key")
 SIGNS = {1: "+", -1: "−"}
 
 
-# ---- the vectors
+class Hits(pd.DataFrame):
+    """What a search finds: a table that shows whole lists of words, and numbers in two digits."""
 
+    @property
+    def _constructor(self) -> type:
+        return Hits
 
-@one_thread()
-def singular_directions(left: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading n singular triples of W = left @ right.T: U (n, d), S (n,), V (n, d'), rows.
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None, "display.precision", 2):
+            return super()._repr_html_()
 
-    W is about U.T diag(S) V: x W reads along the rows of U and writes along those of V. From the
-    factors, left (d, r) and right (d', r): with QR of both, only an (r, r) matrix is decomposed.
-    The largest entry of each row of U is positive. Raises ValueError if W has not n directions.
-    """
-    if left.shape[1] != right.shape[1] or not 1 <= n <= min(*left.shape, len(right)):
-        raise ValueError(f"no {n} singular directions of left @ right.T with left "
-                         f"{tuple(left.shape)} and right {tuple(right.shape)}")
-    (Q_left, R_left), (Q_right, R_right) = torch.linalg.qr(left), torch.linalg.qr(right)
-    U, S, V_T = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)  # of the (r, r) core
-    U, V = (Q_left @ U[:, :n]).T, V_T[:n] @ Q_right.T  # (n, d) and (n, d')
-    sign = U.gather(1, U.abs().argmax(1, keepdim=True)).sign()  # (n, 1)
-    return U * sign, S[:n], V * sign
-
-
-def group_vectors(params: Parameters, group: str, layer: int,
-                  directions: int = 4) -> tuple[Tensor, Tensor]:
-    """Vectors (n, d) of one of the atlas's groups in one layer, and their norms (n,).
-
-    Beside those of `Parameters.vectors` the groups "VO_reads", "VO_writes" (W_VO = W_V W_O) and
-    "QK_query", "QK_key" (W_QK = W_Q W_K.T): `directions` unit vectors for every head, head by
-    head, with the singular values for norms.
-    """
-    if group not in HEAD_GROUPS:
-        x = params.vectors(group, layer)  # (n, d)
-        return x, x.norm(dim=1)
-    found = []
-    for head in range(params.H):
-        left, right = (params.W_VO if group.startswith("VO") else params.W_QK)(layer, head)
-        right = right.T if group.startswith("VO") else right  # W_O is (d_h, d)
-        U, S, V = singular_directions(left, right, directions)
-        found.append((U if group in ("VO_reads", "QK_query") else V, S))
-    return torch.cat([x for x, _ in found]), torch.cat([s for _, s in found])
-
-
-def _names(params: Parameters, group: str, layer: int, n: int, directions: int) -> list[str]:
-    """Names of a group's n vectors: L23N907, L9H6S12 as `Parameters.label`, or L9H6D0."""
-    if group in (*params.key_kinds, "V"):
-        return [f"L{layer}N{i}" for i in range(n)]
-    size, letter = (directions, "D") if group in HEAD_GROUPS else (params.d_h, "S")
-    return [f"L{layer}H{i // size}{letter}{i % size}" for i in range(n)]
-
-
-# ---- building
-
-
-class _Lists:
-    """Word lists of batches of vectors: one product with the reading serves all of them.
-
-    Columns stand so that the judge's and the kept ones are two slices: judge's only, both, kept
-    only. `covariance` (d, d) is C of the kept scores: x R has variance x C x (see `Atlas.like`).
-    """
-
-    @one_thread()
-    def __init__(self, E: Tensor, reading: str, keep: Tensor, k: int, judge: Judge | None):
-        known = torch.zeros_like(keep) if judge is None else judge.keep
-        parts = [mask.nonzero().squeeze(1) for mask in (known & ~keep, known & keep, keep & ~known)]
-        self.ids, self.k, self.judge = torch.cat(parts), k, judge
-        self.known, self.kept = slice(len(parts[0]) + len(parts[1])), slice(len(parts[0]), None)
-        self.R = reading_matrix(E, reading, columns=self.ids)  # (d, m)
-        R = self.R[:, self.kept]
-        self.mean = R.mean(1)  # (d,)
-        C = gram(R) - R.shape[1] * torch.outer(self.mean, self.mean).double()
-        self.covariance = (C / (R.shape[1] - 1)).to(R.dtype)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x."""
-        scores = x @ self.R  # (n, m)
-        values, index = _both_ends(scores[:, self.kept], self.k)
-        mean = torch.stack([x @ self.mean, -x @ self.mean], 1)[:, :, None]  # (n, 2, 1)
-        sd = ((x @ self.covariance) * x).sum(1).clamp_min(0).sqrt()[:, None, None]
-        values = ((values - mean) / sd).nan_to_num(0, 0, 0)  # 0 for a zero vector
-        coherence = torch.full((len(x), 2), torch.nan)
-        if self.judge is not None:
-            lists = self.ids[self.known][_both_ends(scores[:, self.known], JUDGED)[1]]
-            with one_thread():
-                coherence = self.judge.coherence(lists.flatten(0, 1)).unflatten(0, (-1, 2))
-        return self.ids[self.kept][index].int(), values.half(), coherence.float()
-
-
-def _both_ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of scores (n, m) and of -scores: values (n, 2, k) and columns (n, 2, k)."""
-    high, low = scores.topk(k), scores.topk(k, largest=False)
-    return (torch.stack([high.values, -low.values], 1),
-            torch.stack([high.indices, low.indices], 1))
-
-
-def build_atlas(params: Parameters, vocabulary: Vocabulary, *, reading: str = "orthogonal",
-                keep: Tensor | None = None, judge: Judge | None = None, k: int = 20,
-                directions: int = 4, progress: bool = True, batch: int = 256) -> "Atlas":
-    """Compute the atlas of a model: two rows, +v and -v, for every vector of `group_vectors`.
-
-    All are read through the input embedding E by one `reading`, over the items in `keep` (default
-    `vocabulary.keep()`); `directions` singular directions a head. Coherence is the `judge`'s, of
-    the ten best words it knows (NaN without one). Memory: batch x e numbers over the result.
-    """
-    keep = vocabulary.keep() if keep is None else keep
-    _check(params.E, vocabulary, keep, k, judge)
-    lists, groups = _Lists(params.E, reading, keep, k, judge), (*params.groups, *HEAD_GROUPS)
-    found, rows = [], []
-    for layer in tqdm(range(params.L), desc="atlas", unit="layer", disable=not progress):
-        for group in groups:
-            x, norms = group_vectors(params, group, layer, directions)  # (n, d), (n,)
-            rows.append(_frame(params, group, layer, norms, directions))
-            found += [lists(part) for part in x.split(batch)]
-    ids, scores, coherence = (torch.cat(part).flatten(0, 1).numpy() for part in zip(*found))
-    frame = pd.concat(rows, ignore_index=True).assign(coherence=coherence)
-    frame["group"] = pd.Categorical(frame["group"], categories=groups)
-    frame["name"] = frame["name"].astype("category")
-    about = {"version": VERSION, "reading": reading, "directions": str(directions)}
-    return Atlas(frame, ids, scores, lists.covariance.float(), vocabulary, about)
-
-
-def _check(E: Tensor, vocabulary: Vocabulary, keep: Tensor, k: int, judge: Judge | None) -> None:
-    sizes = {"E": E.shape[1], "vocabulary": len(vocabulary), "keep": len(keep)}
-    counts = [(k, "k", int(keep.sum()), "kept items")]
-    if judge is not None:
-        sizes["judge"] = len(judge.keep)
-        counts.append((JUDGED, "coherence", int(judge.keep.sum()), "words of the judge"))
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"numbers of items differ, so these belong to different models: {sizes}")
-    for wanted, name, there, what in counts:
-        if not 1 <= wanted <= there:
-            raise ValueError(f"{name} needs {wanted} items, but there are {there} {what}")
-
-
-def _frame(params: Parameters, group: str, layer: int, norms: Tensor,
-           directions: int) -> pd.DataFrame:
-    """The rows of one group in one layer: each vector twice, + and -."""
-    n = len(norms)
-    return pd.DataFrame({
-        "name": np.repeat(_names(params, group, layer, n, directions), 2),
-        "group": group, "layer": np.int16(layer), "index": np.arange(n, dtype="int32").repeat(2),
-        "sign": np.tile(np.int8([1, -1]), n), "norm": norms.float().numpy().repeat(2)})
-
-
-# ---- the atlas
+    def __repr__(self) -> str:
+        """Text for a terminal, whole lists too."""
+        with pd.option_context("display.max_colwidth", None, "display.precision", 2,
+                               "display.width", None):
+            return super().__repr__()
 
 
 @dataclass(repr=False)
@@ -210,46 +77,54 @@ class Atlas:
 
     def search(self, *words: str, groups: str | Iterable[str] | None = None,
                layers: int | Iterable[int] | None = None, sign: int | None = None,
-               n: int = 10) -> pd.DataFrame:
+               n: int = 10) -> Hits:
         """The n rows with most of `words` in their lists, then with the largest sum of scores.
 
-        A word means every item that reads so up to case and leading space (the best placed one
-        counts); a piece of a word is asked for as shown, "-ing". `groups`, `layers`, `sign` (1 or
-        -1) choose rows. Index of the result: the row in `rows`. Raises ValueError, with the
-        nearest items, for a word that is none, and for a choice that is not there.
+        A word means every token that reads so up to case and leading space (the best placed one
+        counts); a piece of a word is asked for as shown, "-ing". Words in one string are parted by
+        spaces or commas. `groups`, `layers`, `sign` (1 or -1) choose rows. The words that were
+        asked for stand first in a list. Index of the result: the row in `rows`. Raises ValueError,
+        with the nearest tokens, for a word that is none, and for a choice that is not there.
         """
-        if not words:
-            raise ValueError("search needs at least one word")
+        n = as_count(n, name="n")
+        asked = dict.fromkeys(w for given in _flat(words) for w in re.split(r"[\s,;]+", given) if w)
+        if not asked:
+            raise ValueError(f"search needs at least one word, got {words!r}")
+        chosen = self._choose(groups, layers, sign)
         found = np.zeros(len(self.rows), dtype=int)
         total = np.zeros(len(self.rows), dtype="float32")
-        for word in words:
-            row, place = np.isin(self.ids, self._items(word), kind="sort").nonzero()  # least memory
+        places = {}
+        for word in asked:
+            row, place = np.isin(self.ids, self._same(word), kind="sort").nonzero()  # least memory
             row, first = np.unique(row, return_index=True)  # lists are sorted: first is best
             found[row] += 1
             total[row] += self.scores[row, place[first]]
-        hits = np.flatnonzero((found > 0) & self._choose(groups, layers, sign))
+            places[word] = dict(zip(row.tolist(), place[first].tolist()))
+        hits = np.flatnonzero((found > 0) & chosen)
         best = hits[np.lexsort((-total[hits], -found[hits]))][:n]
-        return self._show(best, score=total[best])
+        asked_for = {row: [at[row] for at in places.values() if row in at] for row in best.tolist()}
+        return self._show(best, asked_for, score=total[best])
 
-    def like(self, vector: Tensor, params: Parameters, n: int = 10,
+    def like(self, vector: Any, model: Model, n: int = 10,
              groups: str | Iterable[str] | None = None,
-             layers: int | Iterable[int] | None = None) -> pd.DataFrame:
+             layers: int | Iterable[int] | None = None) -> Hits:
         """The n rows whose parameter vectors are most alike to `vector` (d,), whatever the sign.
 
-        Alike: by the correlation of their scores over all kept items, as the paper aligns models.
+        Alike: by the correlation of their scores over all kept tokens, as the paper aligns models.
         It is x C y / sqrt(x C x · y C y) with C = `covariance`, so that no vector over the
         vocabulary is formed. Where the correlation with v is negative, the row of -v is shown.
-        `params`: of the model whose atlas this is. (The directions of heads are computed anew,
-        which takes the longest; `groups` without them is faster.)
+        `model`: the one whose atlas this is. (The directions of heads are computed anew, which
+        takes the longest; `groups` without them is faster.)
         """
-        C, vector, index, found = self.covariance, vector.float(), [], []
-        if vector.shape != C.shape[:1] or params.d != len(C):
-            raise ValueError(f"this atlas is of vectors with d = {len(C)}, got a vector of shape "
-                             f"{tuple(vector.shape)} and parameters with d = {params.d}")
+        n, C = as_count(n, name="n"), self.covariance
+        if model.parameters.d != len(C):
+            raise ValueError(f"this atlas is of vectors with d = {len(C)}, the model has "
+                             f"d = {model.parameters.d}: it is another one's")
+        vector, index, found = as_vector(vector, len(C)), [], []
         along = C @ vector  # (d,)
         chosen = self.rows[self._choose(groups, layers, 1)]
         for (layer, group), part in chosen.groupby(["layer", "group"], observed=True, sort=False):
-            x, _ = group_vectors(params, group, int(layer), int(self.about["directions"]))
+            x, _ = group_vectors(model.parameters, group, int(layer), int(self.about["directions"]))
             x = x.float()  # (m, d)
             variance = ((x @ C) * x).sum(1) * (along @ vector)  # (m,)
             found.append((x @ along / variance.sqrt()).nan_to_num(0, 0, 0))
@@ -257,7 +132,7 @@ class Atlas:
         found, index = torch.cat(found), torch.cat(index)
         best = found.abs().topk(min(n, len(found))).indices
         rows = index[best] + (found[best] < 0)  # the row of -v is the next one
-        return self._show(rows.numpy(), correlation=found[best].numpy())
+        return self._show(rows.numpy(), {}, correlation=found[best].numpy())
 
     def words(self, row: int, k: int | None = None) -> list[str]:
         """The words of one row, as shown, best first."""
@@ -265,8 +140,11 @@ class Atlas:
 
     def table(self, rows: Iterable[int], k: int = 10, title: str = "") -> WordTable:
         """The words of several rows side by side, with their scores: `table(found.index[:4])`."""
-        columns = {}
-        for row in rows:
+        columns, k = {}, as_count(k, self.ids.shape[1], things="words of a list")
+        for row in [rows] if isinstance(rows, int | np.integer) else rows:
+            if row not in self.rows.index:
+                raise ValueError(f"no row {row!r}: rows are numbers from 0 to {len(self.rows) - 1}, "
+                                 "such as the index of what `search` gives")
             name, group, sign = self.rows.loc[row, ["name", "group", "sign"]]
             columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(row, k),
                                                                 self.scores[row, :k].tolist()))
@@ -274,23 +152,17 @@ class Atlas:
 
     def save(self, path: str | Path) -> None:
         """Write one parquet file; a file that is there is replaced only by a finished one."""
-        path = Path(path)
         table = pa.Table.from_pandas(self.rows, preserve_index=False)
         for name, values in (("words", self.ids), ("scores", self.scores)):
             cells = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             table = table.append_column(name, cells)
         about = {**self.about, "covariance": self.covariance.numpy().tobytes()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        with whole_file(path) as part:
             parquet.write_table(table.replace_schema_metadata(about), part, compression="zstd",
                                 write_page_checksum=True)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
-    def _items(self, word: str) -> list[int]:
-        """Ids of all items that read like `word`, whatever case and space."""
+    def _same(self, word: str) -> list[int]:
+        """Ids of all tokens that read like `word`, whatever case and space."""
         text, v = word.strip().lower(), self.vocabulary
         same = [i for i, t in enumerate(v.texts) if t.strip().lower() == text
                 and i not in v.special]
@@ -309,14 +181,25 @@ class Atlas:
                 mask &= self.rows[column].isin(wanted).to_numpy()
         return mask
 
-    def _show(self, rows: np.ndarray, **values: np.ndarray) -> pd.DataFrame:
-        """The table that searches give, best first."""
+    def _show(self, rows: np.ndarray, first: dict[int, list[int]], **values: np.ndarray) -> Hits:
+        """The table that searches give, best first; `first`: places of words that lead a list."""
         chosen = self.rows.iloc[rows]
-        return pd.DataFrame({
+        lists = []
+        for row in rows.tolist():
+            order = dict.fromkeys([*sorted(first.get(row, [])), *range(self.ids.shape[1])])
+            lists.append(", ".join(self.vocabulary.shown[self.ids[row, i]] for i in list(order)[:8]))
+        return Hits({
             "name": chosen["name"].astype(str), "group": chosen["group"].astype(str),
             "layer": chosen["layer"], "sign": chosen["sign"].map(SIGNS), **values,
-            "coherence": chosen["coherence"],
-            "words": [", ".join(self.words(row, 8)) for row in rows]}, index=chosen.index)
+            "coherence": chosen["coherence"], "words": lists}, index=chosen.index)
+
+
+def _flat(words: tuple) -> list[str]:
+    """The words of a call, given one by one, in one string or as a list."""
+    flat = [w for given in words for w in ([given] if isinstance(given, str) else given)]
+    if wrong := [w for w in flat if not isinstance(w, str)]:
+        raise ValueError(f"words are strings, got {wrong[0]!r}")
+    return flat
 
 
 # ---- files
@@ -342,7 +225,7 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
     words, scores = (table[name].combine_chunks() for name in ("words", "scores"))
     ids, scores = (part.flatten().to_numpy().reshape(len(table), -1) for part in (words, scores))
     if ids.max() >= len(vocabulary):
-        raise ValueError(f"{path} is about more than the {len(vocabulary)} items of the vocabulary")
+        raise ValueError(f"{path} is about more than the {len(vocabulary)} tokens of the vocabulary")
     rows, d = table.drop_columns(["words", "scores"]).to_pandas(), math.isqrt(len(C))
     pa.default_memory_pool().release_unused()  # what decompression took: three times the table
     return Atlas(rows, ids, scores, C.reshape(d, d), vocabulary, about)
@@ -351,58 +234,43 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
 # ---- known models
 
 
-@one_thread()
-def load_judge(name: str, vocabulary: Vocabulary,
-               loaded: tuple[Parameters, Vocabulary] | None = None) -> Judge:
-    """The judge of a known model's lists (`JUDGES`): the embedding of another, as in notebook 01.
+def build_atlas(model: Model, reading: str = "orthogonal", directions: int = 4, **options) -> Atlas:
+    """Compute the atlas of a model, in memory only; see `atlas_lists`, which takes the `options`."""
+    found = atlas_lists(model, reading=reading, directions=directions, **options)
+    about = {"version": VERSION, "reading": reading, "directions": str(directions)}
+    return Atlas(*found, model.vocabulary, about)
 
-    Two models with one vocabulary: of words seen at least 200 times; else of shared words.
-    `vocabulary`: that of the model under test. `loaded`: the judging model's own, if it is in
-    memory already. Raises ValueError for a model without a judge.
+
+def load_atlas(model: Model | str | Path, reading: str = "orthogonal") -> Atlas:
+    """The atlas of a model, from the cache folder, or built now, with a bar, and kept there.
+
+    `model`: one that is loaded, or its name, which spares loading its weights where the atlas is
+    there already. It is built anew when the weights of the model or of its judge changed. Only
+    known models have a judge. Raises what `load` raises; warns where the cache folder cannot be
+    written. The atlas of a model made here, or untrained, is not kept.
     """
-    if name not in JUDGES:
-        raise ValueError(f"no judge is set for {name!r}: there are judges for {', '.join(JUDGES)}")
-    if loaded is None:
-        model, tokenizer = load_model(JUDGES[name])
-        loaded = Parameters(model), load_vocabulary(model, tokenizer)
-    E, other = loaded[0].E, loaded[1]
-    if other.shown == vocabulary.shown:
-        ids = vocabulary.keep(whole_words=True, min_count=200).nonzero().squeeze(1)
-        return Judge(E, ids, len(vocabulary))
-    ids, judge_ids = shared_words(vocabulary, other)
-    return Judge(E, ids, len(vocabulary), judge_ids)
-
-
-def load_atlas(name: str | Path, reading: str = "orthogonal", params: Parameters | None = None,
-               vocabulary: Vocabulary | None = None) -> Atlas:
-    """The atlas of a model, from the cache folder, or built now (minutes) and kept there.
-
-    It is built anew when the weights of the model or of its judge changed. `params` and
-    `vocabulary`, of this very model, spare loading them. Only known models have a judge. Raises
-    what `load_model` raises; warns where the cache folder cannot be written.
-    """
-    name = str(name)
-    judge_name = JUDGES.get(name)
+    loaded = model if isinstance(model, Model) else None
+    name = loaded.source if loaded else str(model)
+    if name is None:
+        return build_atlas(loaded, reading)
+    judge_name, path = JUDGES.get(name), atlas_path(name, reading)
     wanted = {"model": name, "reading": reading, "judge": judge_name or "", "fingerprint":
               " ".join(fingerprint(n) for n in (name, judge_name) if n)}
-    path = atlas_path(name, reading)
-    vocabulary = _vocabulary(name) if vocabulary is None else vocabulary
     if path.is_file():
         try:
-            atlas = read_atlas(path, vocabulary)
+            atlas = read_atlas(path, loaded.vocabulary if loaded else _vocabulary(name))
             if wanted.items() <= atlas.about.items():
                 return atlas
         except (ValueError, OSError):
             pass  # damaged or of another version: a new one takes its place
-    judge = load_judge(name, vocabulary) if judge_name else None
-    params = Parameters(load_model(name)[0]) if params is None else params
-    atlas = build_atlas(params, vocabulary, reading=reading, judge=judge)
+    loaded = loaded or load(name)
+    atlas = build_atlas(loaded, reading, judge=loaded.judge if judge_name else None)
     atlas.about |= wanted
     try:
         atlas.save(path)
     except OSError as error:
         warnings.warn(f"the atlas of {name} cannot be kept in {path.parent}, so it is built again "
-                      f"next time: {error}")
+                      f"next time: {error}", stacklevel=2)
     return atlas
 
 
@@ -413,23 +281,10 @@ def atlas_path(name: str, reading: str = "orthogonal") -> Path:
 
 def _vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a model, without its weights."""
+    from transformers import AutoConfig, AutoTokenizer  # a second to import
+
     source, options = locate(name)
     with quiet(), hub_errors(name, options):
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     return load_vocabulary(SimpleNamespace(config=config), tokenizer)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Build the atlases that are missing, of all known models or of those named."""
-    parser = argparse.ArgumentParser("python -m embspace_helpers.atlas", description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"default: {' '.join(model_names())}")
-    for name in parser.parse_args(arguments).names or model_names():
-        start = time.perf_counter()
-        try:
-            atlas = load_atlas(name)
-        except ModelNotFound as error:
-            sys.exit(str(error))
-        path, seconds = atlas_path(name), time.perf_counter() - start
-        size = path.stat().st_size / 1e6 if path.is_file() else 0
-        print(f"{name}: {len(atlas.rows):,} rows, {size:.1f} MB, {seconds:.1f} s: {path}")

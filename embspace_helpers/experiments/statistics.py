@@ -1,4 +1,4 @@
-"""Agreement of word lists, coherence, and the controls and intervals that go with them."""
+"""Agreement of word lists, and the intervals of what is measured."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from embspace_helpers.reading.projection import one_thread
+from embspace_helpers.reading.files import whole_file
 
 LEVEL = 0.95
 
@@ -36,96 +36,6 @@ def _hits(first: Tensor, second: Tensor, chunk: int = 256) -> Tensor:
                       for a, b in zip(first.split(chunk), second.split(chunk))])
 
 
-def shuffled(lists: Tensor, seed: int = 0) -> Tensor:
-    """The rows of `lists` (n, k) in another order, none in its own place: the pairing control."""
-    n = len(lists)
-    if n < 2:
-        raise ValueError(f"{n} row cannot be shuffled: at least 2 are needed")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    shift = torch.empty_like(order)
-    shift[order] = order.roll(1)  # one cycle through all rows: nobody stays
-    return lists[shift]
-
-
-def random_directions(n: int, d: int, seed: int = 0) -> Tensor:
-    """n standard normal vectors (n, d): the control of every reading."""
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def random_rotation(d: int, seed: int = 0) -> Tensor:
-    """A rotation (d, d), uniformly drawn: orthogonal, determinant 1."""
-    with one_thread():
-        Q, R = torch.linalg.qr(random_directions(d, d, seed))
-        Q = Q * R.diagonal().sign()  # a QR decomposition alone leans towards -I (Mezzadri, 2007)
-        if torch.linalg.det(Q) < 0:
-            Q[:, 0] *= -1
-    return Q
-
-
-def mixtures(*rows: Tensor, seed: int = 1) -> list[Tensor]:
-    """The same n random linear combinations of the rows of each matrix (n, d): [(n, d)].
-
-    In expectation they have the rows' mean and covariance, and lose which row is which: what they
-    show belongs to the layer, not to the single vector.
-    """
-    dice = random_directions(len(rows[0]), len(rows[0]), seed)  # (n, n)
-    return [x.mean(0) + dice.to(x.dtype) @ (x - x.mean(0)) / len(x) ** 0.5 for x in rows]
-
-
-class Judge:
-    """Scores how much the words of a list belong together, in an embedding of *another* model.
-
-    `E` (d, e) embeds the judge's items; `ids` (m,) are the ids, in the vocabulary under test, of
-    the words the judge knows, `judge_ids` (m,) their ids in the judge's own (default: the same
-    vocabulary). Columns are centred over these words, rid of the `remove` leading principal
-    directions (frequency rather than meaning: Mu and Viswanath, 2018), and scaled to length 1.
-    `keep` is the mask (size,) of the words it can judge: read with the same mask.
-    """
-
-    def __init__(self, E: Tensor, ids: Tensor, size: int, judge_ids: Tensor | None = None,
-                 remove: int = 3):
-        judge_ids = ids if judge_ids is None else judge_ids
-        if ids.shape != judge_ids.shape:
-            raise ValueError(f"{len(ids)} words under test but {len(judge_ids)} of the judge's")
-        most = min(len(E), len(ids) - 1)  # directions that centred words can span
-        if not 0 <= remove < most:
-            raise ValueError(f"remove = {remove}, but it must be at least 0 and below {most}: "
-                             f"the directions that {len(ids)} words in d = {len(E)} span")
-        vectors = E.T[judge_ids]  # (m, d)
-        vectors = vectors - vectors.mean(0)
-        if remove:
-            with one_thread():
-                _, directions = torch.linalg.eigh(vectors.T @ vectors)
-            top = directions[:, -remove:]
-            vectors = vectors - (vectors @ top) @ top.T
-        self.vectors = torch.nn.functional.normalize(vectors, dim=1)
-        self.row = torch.full((size,), -1)
-        self.row[ids] = torch.arange(len(ids))
-        self.keep = self.row >= 0
-
-    def coherence(self, lists: Tensor) -> Tensor:
-        """Mean cosine over all pairs of each list's words; lists (n, k) of ids -> (n,).
-
-        Raises ValueError if a list has a word the judge does not know, or fewer than 2 words.
-        """
-        k = lists.shape[-1]
-        if lists.ndim != 2 or k < 2:
-            raise ValueError(f"lists must be (n, k) with k >= 2, got {tuple(lists.shape)}")
-        rows = self.row[lists]
-        if (rows < 0).any():
-            raise ValueError("a list has words this judge does not know: read with keep=judge.keep")
-        total = torch.nn.functional.embedding_bag(rows, self.vectors, mode="sum")  # (n, d)
-        return (total.square().sum(1) - k) / (k * (k - 1))
-
-
-def share_above(values: Tensor, control: Tensor, quantile: float = LEVEL) -> Tensor:
-    """Which of `values` (n,) lie above the quantile of `control` (m,): (n,) of 0 and 1.
-
-    Its mean is the readable share; 1 - quantile is chance.
-    """
-    return (values > torch.quantile(control.float(), quantile)).float()
-
-
 def bootstrap_interval(values: Tensor, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `values` (n,)."""
     data = _finite(values)
@@ -151,10 +61,7 @@ def group_interval(values: Tensor, groups: Tensor, resamples: int = 1000,
     sums, counts = np.bincount(which, data), np.bincount(which)
     if len(counts) < 2:
         raise ValueError(f"an interval needs at least 2 groups, got {len(counts)}")
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return ratio_interval(sums, counts, resamples, seed)[1:]
 
 
 def ratio_interval(top: Tensor, bottom: Tensor, resamples: int = 1000,
@@ -204,8 +111,6 @@ def _finite(values: Tensor) -> np.ndarray:
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
-    """Write results as CSV, to a neighbour first: a stop in between loses nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    table.to_csv(part, index=False)
-    part.replace(path)
+    """Write results as CSV, whole or not at all."""
+    with whole_file(path) as part:
+        table.to_csv(part, index=False)

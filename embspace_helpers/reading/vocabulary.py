@@ -1,4 +1,4 @@
-"""Vocabulary items as a reader wants to see them, and which of them a list may show.
+"""Tokens as a reader wants to see them, and which of them a list may show.
 
 `Vocabulary(tokenizer)` turns the pieces of any tokenizer (byte-level `Ġ`, WordPiece `##`,
 SentencePiece `▁`) into readable strings and builds the masks (e,) that lists are filtered with.
@@ -23,14 +23,14 @@ BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Vocabulary:
-    """The items of a tokenizer, ids 0 to e - 1.
+    """The tokens of a tokenizer, ids 0 to e - 1.
 
-    `texts[i]` is the item's bare text ("movie", "ing"), `starts_word[i]` says whether a word
+    `texts[i]` is the token's bare text ("movie", "ing"), `starts_word[i]` says whether a word
     begins with it, `shown[i]` is what tables print: `movie`, or `-ing` for a piece that goes on a
     word, `<E2>` for bytes that are no text, `\\n` for a line end.
 
-    `size`: e of the model where its embedding has more columns than the tokenizer has items.
-    `counts`: how often each item occurs in a corpus, (e,), for `min_count`.
+    `size`: e of the model where its embedding has more columns than the tokenizer has tokens.
+    `counts`: how often each token occurs in a corpus, (e,), for `min_count`.
     """
 
     def __init__(self, tokenizer, size: int | None = None, counts: Iterable[int] | None = None):
@@ -49,7 +49,7 @@ class Vocabulary:
         self.counts = None if counts is None else torch.as_tensor(list(counts))
         if self.counts is not None and self.counts.shape != (self.size,):
             raise ValueError(f"counts has shape {tuple(self.counts.shape)}, the vocabulary has "
-                             f"{self.size} items")
+                             f"{self.size} tokens")
 
     def __len__(self) -> int:
         return self.size
@@ -67,26 +67,36 @@ class Vocabulary:
         whole = self.keep(whole_words=True, ascii=False, classroom=False).tolist()
         return {self.texts[i]: i for i in reversed(range(self.size)) if whole[i]}
 
+    @cached_property
+    def _fit(self) -> Tensor:
+        """Mask (e,) of the tokens that are fit for a classroom; hashing them all takes a while."""
+        return torch.tensor([not is_coarse(text) for text in self.texts])
+
     def id(self, word: str) -> int:
-        """Return the id of a word that is one item, as tables print it: "movie", "of", "1990".
+        """Return the id of a word that is one token, as tables print it: "movie", "of", "1990".
 
-        A piece is asked for with its dash, "-ing". ValueError with the nearest items if none fits.
+        A space in front or behind does not matter (" movie"). A piece is asked for with its dash,
+        "-ing". ValueError with the nearest tokens if none fits.
         """
-        if word not in self._ids:
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"expected a word such as 'movie', or a piece such as '-ing'; got "
+                             f"{word!r}")
+        bare = word if word in self._ids else word.strip()
+        if bare not in self._ids:
             near = [w for w in self._ids if not is_coarse(w) and (
-                w.lower() == word.lower() or w.startswith(word[:4]) or w == f"-{word}")]
-            hint = f"; near it: {', '.join(sorted(near, key=len)[:5])}" if near and word else ""
-            raise ValueError(f"{word!r} is not one vocabulary item (it is cut into pieces){hint}")
-        return self._ids[word]
+                w.lower() == bare.lower() or w.startswith(bare[:4]) or w == f"-{bare}")]
+            hint = f"; near it: {', '.join(sorted(near, key=len)[:5])}" if near else ""
+            raise ValueError(f"{word!r} is not one token (it is cut into pieces){hint}")
+        return self._ids[bare]
 
-    def ids(self, words: Iterable[str]) -> list[int]:
-        """Return the ids of several words, see `id`."""
-        return [self.id(word) for word in words]
+    def ids(self, words: Iterable[str] | str) -> list[int]:
+        """Return the ids of several words, see `id`; of one word, given alone, a list of one."""
+        return [self.id(word) for word in ([words] if isinstance(words, str) else words)]
 
     def keep(self, *, ascii: bool = True, alphabetic: bool = False, whole_words: bool = False,
-             min_count: int = 0, only: Iterable[str] | None = None,
+             min_count: int = 0, only: Iterable[str] | str | None = None,
              classroom: bool = True) -> Tensor:
-        """Return the mask (e,) of the items a list may show; special items never are.
+        """Return the mask (e,) of the tokens a list may show; special tokens never are.
 
         `ascii`: only printable ASCII; `alphabetic`: only letters; `whole_words`: a word begins
         with it, letters only, at least three (pieces like " unc" that begin longer words cannot
@@ -94,7 +104,7 @@ class Vocabulary:
         `classroom`: no slurs or coarse words (on by default, turn off with False).
         Raises ValueError when nothing is left, or for `min_count` without counts.
         """
-        only = None if only is None else set(only)
+        only = {only} if isinstance(only, str) else None if only is None else set(only)
         if min_count and self.counts is None:
             raise ValueError("min_count needs the items' counts: Vocabulary(..., counts=...)")
         kept = torch.tensor([
@@ -103,13 +113,14 @@ class Vocabulary:
             and (not (alphabetic or whole_words) or text.isalpha())
             and (not whole_words or (self.starts_word[i] and len(text) >= 3))
             and (only is None or text in only)
-            and not (classroom and is_coarse(text))
             for i, text in enumerate(self.texts)
         ])
+        if classroom:
+            kept &= self._fit
         if min_count:
             kept &= self.counts >= min_count
         if not kept.any():
-            raise ValueError("no vocabulary item passes this filter: loosen it")
+            raise ValueError("no token passes this filter: loosen it")
         return kept
 
 

@@ -1,0 +1,82 @@
+"""Numbers in and out: vectors of any kind become tensors, counts are checked, sums are exact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: small operations on several stall where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def gram(E: Tensor, chunk: int = 4096) -> Tensor:
+    """E E.T, (d, d), summed in float64 over chunks of columns: exact enough to be inverted."""
+    zero = torch.zeros(len(E), len(E), dtype=torch.float64, device=E.device)
+    return sum(((part := c.double()) @ part.T for c in E.split(chunk, dim=1)), zero)
+
+
+def as_vectors(x: Any, d: int, dtype: torch.dtype = torch.float32, name: str = "") -> Tensor:
+    """Return x as a tensor (d,) or (n, d) of `dtype`: a tensor, numpy array or lists of numbers.
+
+    Raises ValueError, which names what was given, for other kinds and shapes, NaN and infinity.
+    """
+    if not isinstance(x, Tensor):
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"expected vectors of numbers, (d,) or (n, d) with d = {d}, got{name} "
+                             f"{type(x).__name__} {str(x)[:40]!r}") from None
+    x = x.detach().to(dtype)
+    if x.ndim not in (1, 2) or x.shape[-1] != d:
+        raise ValueError(f"expected vectors (d,) or (n, d) with d = {d}, got{name} of shape "
+                         f"{tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError(f"the vectors{name} have NaN or infinite entries")
+    return x
+
+
+def as_vector(x: Any, d: int, dtype: torch.dtype = torch.float32, name: str = "") -> Tensor:
+    """Return x as one vector (d,); ValueError as `as_vectors`, and for more than one."""
+    x = as_vectors(x, d, dtype, name)
+    if x.ndim != 1:
+        raise ValueError(f"expected one vector (d,), got{name} of shape {tuple(x.shape)}: "
+                         "choose a row")
+    return x
+
+
+def as_count(k: Any, most: int | None = None, name: str = "k", things: str = "tokens",
+             least: int = 1) -> int:
+    """Return k as an int from `least` to `most` (None: no limit); 5.0 counts as 5.
+
+    Raises ValueError that says what was given and how many `things` there are.
+    """
+    whole = isinstance(k, Integral) or (isinstance(k, float) and k.is_integer()) or (
+        isinstance(k, Tensor) and k.ndim == 0 and float(k).is_integer())
+    wanted = f"at least {least}" if most is None else (
+        f"between {least} and the {most} {things} there are")
+    if isinstance(k, bool) or not whole:
+        raise ValueError(f"{name} = {k!r}, but it must be a whole number, {wanted}")
+    if int(k) < least or (most is not None and int(k) > most):
+        raise ValueError(f"{name} = {int(k)}, but it must be {wanted}")
+    return int(k)
+
+
+def as_index(i: Any, n: int, thing: str, where: str = "") -> int:
+    """Return i as an int from 0 to n - 1. Raises ValueError that says which there are."""
+    whole = (isinstance(i, Integral) and not isinstance(i, bool)) or (
+        isinstance(i, Tensor) and i.ndim == 0 and not i.is_floating_point())
+    if not whole or not 0 <= int(i) < n:
+        given = int(i) if whole else repr(i)
+        raise ValueError(f"no {thing} {given}{where}: {thing}s are 0 to {n - 1}")
+    return int(i)

@@ -1,0 +1,161 @@
+"""The dictionary of a layer: for every token, the state that stands for it there.
+
+A key of layer l meets states of layer l, in which a token no longer looks like its embedding. The
+dictionary is the ridge regression, over the positions of some texts, from the embedding of the
+token that stands at a position to what the layer's block reads there: the state behind its norm.
+It needs forward passes only. Row r of a reader (an FF key, a column of W_Q, W_K or W_V) is then
+read by its products with the dictionary's states. With E in their place, this is the paper's
+reading (Dar et al., 2023, section 3).
+
+With X (n, d) the centred embeddings and Y (n, d) the centred states, W = (X.T X + λ I)^-1 X.T Y,
+and the state of token i is W.T e_i + b: a reading with the map W.T, as small as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from embspace_helpers.reading.activations import BAR_AFTER, Tokens, hooked, padded, run, tokenize
+from embspace_helpers.reading.arrays import gram, one_thread
+from embspace_helpers.reading.spaces import Space, reading_map
+
+if TYPE_CHECKING:
+    from embspace_helpers.reading.model import Model
+
+RIDGE = 0.01  # λ, as a share of the mean variance of the embeddings' coordinates
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The regression of one layer: state of token i = W.T e_i + b.
+
+    `W` (d, d) maps embeddings to states, `r2` is the share of the states' variance that it
+    explains at the positions it was fitted on, `n` how many these were.
+    """
+
+    W: Tensor
+    r2: float
+    n: int
+
+
+def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, reads: str = "ff",
+                     length: int = 256, batch: int = 8, ridge: float = RIDGE,
+                     only: Tensor | None = None, shuffle: int | None = None) -> list[Dictionary]:
+    """Fit the dictionary of every layer, in one pass of `model` over `texts`: a list of L.
+
+    `texts` None: every token of the vocabulary alone, behind the token that starts a text.
+    `reads`: what the "ff" or the "attention" block reads. `only` (e,): mask of the tokens whose
+    positions may be used, to hold others out. `shuffle`: a seed; the control, in which states and
+    tokens are paired at random. The first position of a text is left out: no token stands before
+    it, and its state is unlike all others. Memory beyond the model: a forward pass of `batch`
+    texts and L (d, d) sums in float64. Raises ValueError where fewer than two positions are left.
+    """
+    texts = list(texts) if texts is not None and not isinstance(texts, str) else texts
+    tokens = _alone(model) if texts is None else tokenize(model, texts, length)
+    batch = max(batch, 64) if texts is None else batch
+    sums = _Sums(model, reads)
+    generator = None if shuffle is None else torch.Generator().manual_seed(shuffle)
+    order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
+    with hooked(sums.hooks()), torch.no_grad():
+        for start in tqdm(range(0, len(order), batch), unit="batch", leave=False, delay=BAR_AFTER,
+                          desc="fitting dictionaries"):
+            rows = [tokens[t] for t in order[start : start + batch]]
+            if sums.expect(rows, only, generator, last=texts is None):
+                run(model, rows)
+    return sums.solve(ridge)
+
+
+def _alone(model: Model) -> Tokens:
+    """Every token that is not special, alone, with what the tokenizer puts around a text."""
+    t = model.tokenizer
+    start = next((i for i in (t.bos_token_id, t.cls_token_id, t.eos_token_id) if i is not None), None)
+    if start is None:
+        raise ValueError("the tokenizer has no token that starts a text: give texts")
+    end = [t.sep_token_id] if t.cls_token_id is not None and t.sep_token_id is not None else []
+    special = model.vocabulary.special
+    return [[start, i, *end] for i in range(model.parameters.e) if i not in special]
+
+
+class _Sums:
+    """Sums over positions, gathered by hooks on every layer's reader: X.T X, X.T Y and moments."""
+
+    def __init__(self, model: Model, reads: str):
+        p = model.parameters
+        self.E_T, self.readers = p.E.T, [p.reader(i, reads) for i in range(p.L)]  # (e, d)
+        zeros = lambda *shape: torch.zeros(*shape, p.d, dtype=torch.float64)  # noqa: E731
+        self.n, self.x, self.xx = 0, zeros(), zeros(p.d)
+        self.y, self.yy, self.xy = zeros(p.L), zeros(p.L), [zeros(p.d) for _ in range(p.L)]
+        self.centre = self.E_T.mean(0)  # taken off first: sums of small numbers lose less
+
+    def hooks(self):
+        """One hook a layer, on the input of the module that reads."""
+        def keeper(layer):
+            def hook(module, inputs):
+                y = inputs[0].detach().float().flatten(0, 1)[self.places]  # (n, d)
+                self.y[layer] += y.sum(0, dtype=torch.float64)
+                self.yy[layer] += y.square().sum(0, dtype=torch.float64)
+                self.xy[layer] += self.X.T @ y
+            return hook
+        return [(module, keeper(layer), True) for layer, module in enumerate(self.readers)]
+
+    def expect(self, rows: Tokens, only: Tensor | None, generator, last: bool) -> int:
+        """Say which rows run next; returns how many of their positions are used."""
+        ids, mask = padded(rows)
+        used = mask.bool()
+        used[:, 0] = False
+        if last:  # of a token alone only its own position, not what stands behind it
+            used[:, 2:] = False
+        if only is not None:
+            used &= only[ids]
+        self.places, chosen = used.flatten(), ids[used]
+        if generator is not None:
+            chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+        self.X = self.E_T[chosen] - self.centre  # (n, d)
+        self.n += len(chosen)
+        self.x += self.X.sum(0, dtype=torch.float64)
+        self.xx += self.X.T @ self.X
+        return len(chosen)
+
+    @one_thread()
+    def solve(self, ridge: float) -> list[Dictionary]:
+        """The regressions, one factorisation for all layers."""
+        if self.n < 2:
+            raise ValueError(f"a dictionary needs at least 2 positions, the texts have {self.n} "
+                             "(first positions of texts are left out)")
+        x, d = self.x / self.n, len(self.xx)
+        xx = self.xx - self.n * torch.outer(x, x)
+        factor = torch.linalg.cholesky(xx + ridge * xx.trace() / d * torch.eye(d, dtype=xx.dtype))
+        return [self._one(layer, x, xx, factor) for layer in range(len(self.xy))]
+
+    def _one(self, layer: int, x: Tensor, xx: Tensor, factor: Tensor) -> Dictionary:
+        xy = self.xy[layer] - torch.outer(x, self.y[layer])
+        W = torch.cholesky_solve(xy, factor)  # (d, d)
+        total = (self.yy[layer] - self.y[layer].square() / self.n).sum()
+        left = total - 2 * (W * xy).sum() + (W * (xx @ W)).sum()
+        return Dictionary(W.float(), (1 - left / total).item(), self.n)
+
+
+def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None,
+                     whitened: bool = False, name: str = "dictionary") -> Space:
+    """The space of a layer's readers: scores x · (state of token i), centred over the vocabulary.
+
+    `whitened`: the states' leading directions do not outweigh the others (the "orthogonal" reading
+    of the states, as F is of E). Centring takes b off, so the map is W.T alone.
+    """
+    space = Space(model.parameters.E, model.vocabulary, found.W.T.contiguous(), True, keep, name)
+    if whitened:
+        space.__dict__["gram"] = products = model.gram
+        mean = model.parameters.E.mean(1).double()
+        centred = products - model.parameters.e * torch.outer(mean, mean)
+        states = found.W.T.double() @ centred @ found.W.double()  # (d, d): M_c M_c.T
+        with one_thread():
+            variances, U = torch.linalg.eigh(states)
+        floor = 1e-6 * variances.max()
+        space.map = ((U * variances.clamp_min(floor).rsqrt()) @ U.T).float() @ space.map
+    return space

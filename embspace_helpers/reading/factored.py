@@ -1,0 +1,291 @@
+"""A matrix kept as two thin factors, and its largest entries, found without writing it out.
+
+W_QK = W_Q W_K.T and W_VO = W_V W_O are such products, (d, d) of rank d_h; over the vocabulary they
+are (e, e), 10 GB for one head of GPT-2 (Dar et al., 2023, section 3). All that is asked of them
+here comes from the factors.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from embspace_helpers.reading.arrays import as_count, gram, one_thread
+
+LARGEST = 10_000_000  # entries that `dense` writes out without being told to
+
+
+class SVD(NamedTuple):
+    """W is about U diag(S) Vh: U (m, n), S (n,), Vh (n, k), strongest first, as torch has them.
+
+    x W reads along the columns of U and writes along the rows of Vh.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+class FactoredMatrix:
+    """W = left @ right, (m, n), from factors `left` (m, r) and `right` (r, n).
+
+    It behaves as the matrix would, `W.T`, `x @ W`, `W @ other`, and is never written out but by
+    `dense`. Raises ValueError for factors that do not fit.
+    """
+
+    __array_ufunc__ = None  # numpy leaves `array @ W` to __rmatmul__
+
+    def __init__(self, left: Tensor, right: Tensor):
+        """Keep both factors as they are, views included."""
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+            turned = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[1]
+            raise ValueError("the factors must be (m, r) and (r, n), got "
+                             f"{tuple(left.shape)} and {tuple(right.shape)}"
+                             + (": transpose the second, as in W_K.T" if turned else ""))
+        self.left, self.right = left, right
+
+    def __repr__(self) -> str:
+        """Show shape and factors, not entries."""
+        (m, n), r = self.shape, self.r
+        return f"FactoredMatrix ({m:,}, {n:,}) = ({m:,}, {r}) @ ({r}, {n:,})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (m, n) of the product."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def r(self) -> int:
+        """Size of the inner axis: the rank is at most r."""
+        return self.left.shape[1]
+
+    @property
+    def T(self) -> "FactoredMatrix":
+        """The transpose, (n, m)."""
+        return FactoredMatrix(self.right.T, self.left.T)
+
+    def __matmul__(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
+        """W @ other: a vector (n,) gives a vector (m,), a matrix (n, k) a FactoredMatrix (m, k)."""
+        self._check_inner(self.shape, tuple(other.shape))
+        if isinstance(other, FactoredMatrix):
+            core = self.right @ other.left  # (r, r')
+            if self.r <= other.r:
+                return FactoredMatrix(self.left, core @ other.right)
+            return FactoredMatrix(self.left @ core, other.right)
+        if other.ndim == 1:
+            return self.left @ (self.right @ other)
+        return FactoredMatrix(self.left, self.right @ other)
+
+    def __rmatmul__(self, other: Tensor) -> "Tensor | FactoredMatrix":
+        """Other @ W: a vector (m,) gives a vector (n,), a matrix (k, m) a FactoredMatrix (k, n)."""
+        other = torch.as_tensor(other)
+        self._check_inner(tuple(other.shape), self.shape)
+        if other.ndim == 1:
+            return (other @ self.left) @ self.right
+        return FactoredMatrix(other @ self.left, self.right)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+        """Torch asks here before it multiplies: `tensor @ W` is W's own affair."""
+        if func in (Tensor.matmul, Tensor.__matmul__, torch.matmul) and isinstance(args[0], Tensor):
+            return args[1].__rmatmul__(args[0])
+        return NotImplemented
+
+    @staticmethod
+    def _check_inner(first: tuple, second: tuple) -> None:
+        if not first or not second or first[-1] != second[0]:
+            raise ValueError(f"cannot multiply {first} by {second}: {first[-1:]} and {second[:1]} "
+                             "differ")
+
+    def dense(self, limit: int = LARGEST) -> Tensor:
+        """The matrix written out, (m, n). Raises ValueError for more than `limit` entries."""
+        m, n = self.shape
+        if m * n > limit:
+            raise ValueError(f"({m}, {n}) has {m * n:,} entries, {4 * m * n / 1e6:,.0f} MB: what is "
+                             f"asked of it usually comes from the factors; dense(limit={m * n}) "
+                             "writes it out all the same")
+        return self.left @ self.right
+
+    # ---- numbers
+
+    def norm(self) -> float:
+        """The Frobenius norm: the root of the sum of all squared entries."""
+        return self.inner(self) ** 0.5
+
+    def inner(self, other: "FactoredMatrix") -> float:
+        """The sum over all entries of the product of two matrices of one shape."""
+        if self.shape != other.shape:
+            raise ValueError(f"matrices of shapes {self.shape} and {other.shape} cannot be compared")
+        return ((self.left.T @ other.left) * (self.right @ other.right.T)).sum().item()
+
+    def cosine(self, other: "FactoredMatrix") -> float:
+        """Cosine of two matrices over all their entries; 0 where one of them is zero."""
+        lengths = self.norm() * other.norm()
+        return self.inner(other) / lengths if lengths else 0.0
+
+    def trace(self) -> float:
+        """Sum of the diagonal; ValueError where the matrix is not square."""
+        return self.diagonal().sum().item()
+
+    def diagonal(self) -> Tensor:
+        """The diagonal, (m,); ValueError where the matrix is not square."""
+        if self.shape[0] != self.shape[1]:
+            raise ValueError(f"a matrix of shape {self.shape} has no diagonal: it is not square")
+        return (self.left * self.right.T).sum(1)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of all entries, in float64, without computing them.
+
+        With a, b the sums of the factors' rows: the entries sum to a · b, their squares to the
+        sum over the elementwise product of left.T left and right right.T, (r, r).
+        """
+        count = self.shape[0] * self.shape[1]
+        sums = self.left.sum(0, dtype=torch.float64) @ self.right.sum(1, dtype=torch.float64)
+        mean = sums.item() / count
+        square = (gram(self.left.T) * gram(self.right)).sum().item() / count
+        return mean, max(square - mean**2, 0.0) ** 0.5
+
+    def svd(self, n: int | None = None) -> SVD:
+        """The n leading singular triples (default: all r), from an (r, r) core.
+
+        With QR of both factors only the core is decomposed. The largest entry of each column of
+        U is positive. Raises ValueError if W has not n directions.
+        """
+        most = min(*self.shape, self.r)
+        n = most if n is None else as_count(n, most, "n", "singular directions")
+        with one_thread():
+            (Q, R), (Q2, R2) = torch.linalg.qr(self.left), torch.linalg.qr(self.right.T)
+            U, S, Vh = torch.linalg.svd(R @ R2.T, full_matrices=False)
+            U, Vh = Q @ U[:, :n], Vh[:n] @ Q2.T  # (m, n), (n, k)
+        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()  # (1, n)
+        return SVD(U * sign, S[:n], Vh * sign.T)
+
+    def top_entries(self, k: int, *, smallest: bool = False,
+                    skip: tuple[Tensor, Tensor] | None = None,
+                    block: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+        """The k largest (or smallest) entries: scores, rows and columns, (k,) each, best first.
+
+        Exact, in blocks; see `largest_entries`.
+        """
+        return largest_entries(self.left, self.right.T, k, smallest=smallest, skip=skip, block=block)
+
+
+@torch.no_grad()
+def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
+                    skip: tuple[Tensor, Tensor] | None = None,
+                    block: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest (or smallest) entries of A @ B.T, for A (m, r) and B (n, r): exact.
+
+    Returns scores, rows and columns, each (k,), best first; of equal scores the one in the smaller
+    row, then column, comes first. `skip`, integer labels (m,) and (n,), leaves out the entries
+    (i, j) with equal labels (a negative label leaves out nothing).
+
+    Rows of A and of B are taken longest first: once |a| |b|, which no a · b exceeds, falls below
+    the k-th best so far, the rest is not computed. In a block (block, block) only rows that reach
+    the k-th best are looked at. Extra memory: a copy of each factor and a few blocks, not more for
+    more entries. Raises ValueError for shapes that do not fit, factors that are not finite, or
+    fewer than k entries.
+    """
+    _check_factors(A, B)
+    labels_A, labels_B = _labels(skip, len(A), len(B))
+    _check_k(k, labels_A, labels_B)
+    lengths_A, order_A, A = _longest_first(A)
+    lengths_B, order_B, B = _longest_first(-B if smallest else B)
+    labels_A, labels_B, n = labels_A[order_A], labels_B[order_B], len(B)
+    best = _Best(k, _first_floor(A[:block // 8 + 1], B[:block], labels_A, labels_B, k))
+    buffer = A.new_empty(block * block)
+    for i, longest_a in zip(range(0, len(A), block), lengths_A[::block]):
+        for j, longest_b in zip(range(0, n, block), lengths_B[::block]):
+            if longest_a * longest_b < best.least:
+                break
+            products = _product(A[i:i + block], B[j:j + block], buffer)
+            rows = best.rows(products, order_A[i:i + block] * n)
+            if len(rows):
+                among, columns = (products[rows] >= best.least).nonzero().unbind(1)
+                rows = rows[among]
+                allowed = labels_A[i + rows] != labels_B[j + columns]
+                rows, columns = rows[allowed], columns[allowed]
+                best.add(products[rows, columns], order_A[i + rows] * n + order_B[j + columns])
+    return -best.scores if smallest else best.scores, best.places // n, best.places % n
+
+
+class _Best:
+    """The k best scores so far and their places, row * n + column; of equals the first places."""
+
+    def __init__(self, k: int, least: Tensor):
+        self.k, self.least = k, least.item()  # what a score must reach to be among them
+        self.scores, self.places = least.new_empty(0), torch.empty(0, dtype=torch.long)
+
+    def rows(self, products: Tensor, first: Tensor) -> Tensor:
+        """Rows of a block where one of the k best may be; `first`: the place where each begins."""
+        top = products.amax(1)
+        rows = (top >= self.least).nonzero().squeeze(1)
+        if len(rows) and len(self.scores) == self.k:  # as good as the last, but behind it: too late
+            rows = rows[(top[rows] > self.least) | (first[rows] < self.places[-1])]
+        return rows
+
+    def add(self, scores: Tensor, places: Tensor) -> None:
+        """Take in more scores, in any order."""
+        scores, places = torch.cat([self.scores, scores]), torch.cat([self.places, places])
+        places, order = places.sort()
+        scores, again = scores[order].sort(descending=True, stable=True)
+        self.scores, self.places = scores[:self.k], places[again][:self.k]
+        if len(self.scores) == self.k:
+            self.least = self.scores[-1].item()
+
+
+def _longest_first(A: Tensor) -> tuple[list[float], Tensor, Tensor]:
+    """Lengths of A's rows, longest first, their order, and A in it.
+
+    Lengths are a little too large, by more than rounding can add to a product.
+    """
+    lengths, order = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64).sort(
+        descending=True, stable=True)
+    lengths *= 1 + A.shape[1] * torch.finfo(A.dtype).eps
+    return lengths.tolist(), order, A[order]
+
+
+def _first_floor(A: Tensor, B: Tensor, labels_A: Tensor, labels_B: Tensor, k: int) -> Tensor:
+    """A little less than the k-th best entry of A @ B.T, a scalar, for a few of the longest rows.
+
+    So it is no more than the k-th best of all; less by what rounding can make of a product.
+    """
+    products, limits = A @ B.T, torch.finfo(A.dtype)
+    allowed = products[labels_A[:len(A), None] != labels_B[:len(B)]]
+    if len(allowed) < k:
+        return A.new_tensor(limits.min)
+    return allowed.topk(k).values[-1] - 2 * A.shape[1] * limits.eps * A[0].norm() * B[0].norm()
+
+
+def _product(A: Tensor, B: Tensor, buffer: Tensor) -> Tensor:
+    """A @ B.T, in the memory of `buffer`."""
+    return torch.mm(A, B.T, out=buffer[:len(A) * len(B)].view(len(A), len(B)))
+
+
+def _labels(skip: tuple[Tensor, Tensor] | None, m: int, n: int) -> tuple[Tensor, Tensor]:
+    """Labels (m,) and (n,) that are equal only where an entry is left out."""
+    if skip is None:
+        return torch.full((m,), -1), torch.full((n,), -2)
+    rows, columns = skip
+    if rows.shape != (m,) or columns.shape != (n,):
+        raise ValueError(f"skip has labels of shapes {tuple(rows.shape)} and "
+                         f"{tuple(columns.shape)}, expected ({m},) and ({n},)")
+    return rows.masked_fill(rows < 0, -1), columns.masked_fill(columns < 0, -2)
+
+
+def _check_k(k: int, labels_A: Tensor, labels_B: Tensor) -> None:
+    there, sizes = labels_B.unique(return_counts=True)
+    place = torch.searchsorted(there, labels_A).clamp_max(len(there) - 1)
+    left_out = int(sizes[place][there[place] == labels_A].sum())
+    entries = len(labels_A) * len(labels_B) - left_out
+    if not 1 <= k <= entries:
+        raise ValueError(f"k = {k}, but it must be between 1 and the {entries} entries there are"
+                         + (f" ({left_out} are left out)" if left_out else ""))
+
+
+def _check_factors(A: Tensor, B: Tensor) -> None:
+    if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[1]:
+        raise ValueError("the factors must be (m, r) and (n, r) with the same r, got "
+                         f"{tuple(A.shape)} and {tuple(B.shape)}")
+    if not (A.isfinite().all() and B.isfinite().all()):
+        raise ValueError("the factors have NaN or infinite entries")

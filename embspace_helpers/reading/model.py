@@ -1,0 +1,150 @@
+"""One object per model: what was loaded, and everything that is read out of it, on demand.
+
+    smollm2 = load("smollm2")
+    smollm2.space("orthogonal").table({"value": smollm2.parameters.V(29)[1189]})
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from embspace_helpers.reading import models
+from embspace_helpers.reading.activations import Tokens, tokenize
+from embspace_helpers.reading.arrays import as_index, gram
+from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
+from embspace_helpers.reading.judge import JUDGES, Judge
+from embspace_helpers.reading.parameters import Parameters
+from embspace_helpers.reading.spaces import Space, reading_space
+from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Model:
+    """A Transformer to be read.
+
+    `model`: the `transformers` model. `tokenizer`: its own. `name`: what it was loaded by, "" for
+    one made here. What follows is made when it is first asked for, and kept: `parameters` (E, K,
+    V, W_Q, ... in the paper's shapes), `vocabulary`, `space(reading)`, `dictionary(layer, texts)`,
+    `judge`.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = ""):
+        """Keep both; nothing is computed yet."""
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.source: str | None = None  # what `load` found it by, where it can be found again
+        self._dictionaries: dict[tuple, list[Dictionary]] = {}
+
+    def __repr__(self) -> str:
+        """Name and sizes."""
+        return f"{self.name or 'a model'}: {self.parameters!r}"
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """Every parameter in the paper's shapes."""
+        return Parameters(self.model)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens, with the corpus counts of a bundled model."""
+        return load_vocabulary(self.model, self.tokenizer)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """E E.T, (d, d) in float64: all that readings need of E beside a view of it."""
+        return gram(self.parameters.E)
+
+    def tokens(self, texts: Sequence[str] | str, length: int = 256) -> Tokens:
+        """Token ids of every text, at most `length` each; see `tokenize`."""
+        return tokenize(self, texts, length)
+
+    # ---- spaces
+
+    def space(self, reading: str = "transpose", keep: Tensor | None = None,
+              remove: int = 3) -> Space:
+        """The embedding space of this model in one of the `READINGS`, over the tokens `keep` (e,).
+
+        `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom. Raises
+        ValueError for another reading.
+        """
+        if (reading, remove) not in self._spaces:
+            products = None if reading in ("transpose", "centred") else self.gram
+            self._spaces[reading, remove] = reading_space(
+                self.parameters.E, self.vocabulary, reading, None, remove, products)
+        space = self._spaces[reading, remove]
+        return space if keep is None else space.only(keep)
+
+    @cached_property
+    def _spaces(self) -> dict[tuple[str, int], Space]:
+        return {}
+
+    def dictionary(self, layer: int, texts: Sequence[str] | str | None = None, reads: str = "ff",
+                   keep: Tensor | None = None, whitened: bool = False, **options) -> Space:
+        """The space in which readers of a layer are read: the states that stand for tokens there.
+
+        `reads`: "ff" for FF keys, "attention" for W_Q, W_K and W_V. `texts`: a little unlabelled
+        text; None: every token alone (see `fit_dictionaries`, which takes the `options`). The
+        first call runs the model once and fits all layers; later ones are looked up.
+        """
+        found = self.dictionaries(texts, reads, **options)[as_index(layer, self.parameters.L, "layer")]
+        return dictionary_space(self, found, keep, whitened, f"dictionary of layer {layer}")
+
+    def dictionaries(self, texts: Sequence[str] | str | None = None, reads: str = "ff",
+                     **options) -> list[Dictionary]:
+        """The regressions behind `dictionary`, one a layer, with their R²."""
+        texts = [texts] if isinstance(texts, str) else texts
+        marks = {name: x.numpy().tobytes() if isinstance(x, Tensor) else x for name, x in options.items()}
+        text = "\0".join(texts) if texts is not None else ""
+        key = (texts is None, hashlib.sha256(text.encode()).digest(), reads, *sorted(marks.items()))
+        if key not in self._dictionaries:
+            self._dictionaries[key] = fit_dictionaries(self, texts, reads, **options)
+        return self._dictionaries[key]
+
+    # ---- the judge
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge of this model's word lists: another model's embedding (see `JUDGES`).
+
+        Raises ValueError for a model without one; `judged_by` makes a judge of any other model.
+        """
+        if self.name not in JUDGES:
+            raise ValueError(f"no judge is set for {self.name or 'this model'!r}: there are judges "
+                             f"for {', '.join(JUDGES)}; judged_by(load(name)) makes one")
+        return self.judged_by(load(JUDGES[self.name], dtype="auto"))
+
+    def judged_by(self, other: Model) -> Judge:
+        """A judge of this model's lists, from the embedding of `other`.
+
+        Two models with one vocabulary: of words seen at least 200 times; else of shared words.
+        """
+        if other.vocabulary.shown == self.vocabulary.shown:
+            seen = 200 if self.vocabulary.counts is not None else 0
+            ids = self.vocabulary.keep(whole_words=True, min_count=seen).nonzero().squeeze(1)
+            return Judge(other.parameters.E, ids, len(self.vocabulary))
+        ids, judge_ids = shared_words(self.vocabulary, other.vocabulary)
+        return Judge(other.parameters.E, ids, len(self.vocabulary), judge_ids)
+
+
+def load(name: str | Path, *, untrained: bool = False, seed: int = 0,
+         dtype: torch.dtype | str = "float32") -> Model:
+    """Load a model to be read: a known name ("smollm2"), a folder, a .gguf file or a hub name.
+
+    `untrained`: the same architecture with random weights, drawn from `seed`: the control of what
+    training wrote. `dtype`: "float16" halves the memory, where a model is only read; a run wants
+    "float32". Raises ModelNotFound, which says what there is and what to do.
+    """
+    if untrained:
+        model, tokenizer = models.load_untrained(name, seed, dtype)
+        return Model(model, tokenizer, f"{name}, untrained")
+    found = Model(*models.load_model(name, dtype), str(name))
+    found.source = found.name
+    return found
