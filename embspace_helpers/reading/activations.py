@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from embspace_helpers.reading.arrays import as_count, as_index
+from embspace_helpers.reading.arrays import as_count, as_index, as_model
 
 if TYPE_CHECKING:
     from embspace_helpers.reading.model import Model
@@ -79,8 +79,10 @@ def tokenize(model: Model, texts: Sequence[str] | str, length: int = 256) -> Tok
     as a list of one. Raises ValueError for no texts, an empty one, and a tokenizer that is not
     this model's.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts or not all(isinstance(text, str) for text in texts):
+    model = as_model(model)
+    texts = [texts] if isinstance(texts, str) else texts
+    texts = list(texts) if isinstance(texts, Iterable) else texts
+    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"expected texts, a list of strings, got {str(texts)[:60]!r}")
     length = as_count(length, name="length")
     most = min(length, model.parameters.positions,
@@ -138,7 +140,7 @@ def capture(model: Model, texts: Sequence[str] | str, positions: int | None = 10
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if unknown := [name for name in keep if name not in KEPT]:
         raise ValueError(f"cannot keep {', '.join(map(repr, unknown))}: there are {', '.join(KEPT)}")
-    tokens = tokenize(model, texts, length)
+    batch, tokens = as_count(batch, name="batch"), tokenize(model, texts, length)
     places = sample_places([len(row) for row in tokens], positions, skip, seed)  # (n, 2)
     keepers = _Keepers(model, keep, places)
     by_length = sorted(places[:, 0].unique().tolist(), key=lambda t: len(tokens[t]))

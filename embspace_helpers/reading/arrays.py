@@ -33,10 +33,12 @@ def as_vectors(x: Any, d: int, dtype: torch.dtype = torch.float32, name: str = "
     """
     if not isinstance(x, Tensor):
         try:
-            x = torch.as_tensor(x)
+            x = torch.as_tensor(x, dtype=None if hasattr(x, "dtype") else dtype)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"expected vectors of numbers, (d,) or (n, d) with d = {d}, got{name} "
                              f"{type(x).__name__} {str(x)[:40]!r}") from None
+    if x.is_complex():
+        raise ValueError(f"the vectors{name} have complex entries: take their real part")
     x = x.detach().to(dtype)
     if x.ndim not in (1, 2) or x.shape[-1] != d:
         raise ValueError(f"expected vectors (d,) or (n, d) with d = {d}, got{name} of shape "
@@ -80,3 +82,13 @@ def as_index(i: Any, n: int, thing: str, where: str = "") -> int:
         given = int(i) if whole else repr(i)
         raise ValueError(f"no {thing} {given}{where}: {thing}s are 0 to {n - 1}")
     return int(i)
+
+
+def as_model(x: Any) -> Any:
+    """Return x if it is a `Model`; ValueError that says how to get one from what was given."""
+    if hasattr(x, "parameters") and hasattr(x, "vocabulary"):
+        return x
+    if isinstance(x, str):
+        raise ValueError(f"expected a loaded model, got the name {x!r}: model = load({x!r})")
+    raise ValueError(f"expected a Model, as load(name) gives it, got {type(x).__name__}: of a "
+                     "`transformers` model and its tokenizer, Model(model, tokenizer) makes one")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from embspace_helpers.reading.arrays import as_count, gram, one_thread
+from embspace_helpers.reading.arrays import as_count, as_index, gram, one_thread
 
 LARGEST = 10_000_000  # entries that `dense` writes out without being told to
 
@@ -37,6 +37,7 @@ class FactoredMatrix:
 
     def __init__(self, left: Tensor, right: Tensor):
         """Keep both factors as they are, views included."""
+        left, right = torch.as_tensor(left), torch.as_tensor(right)
         if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
             turned = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[1]
             raise ValueError("the factors must be (m, r) and (r, n), got "
@@ -66,6 +67,7 @@ class FactoredMatrix:
 
     def __matmul__(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
         """W @ other: a vector (n,) gives a vector (m,), a matrix (n, k) a FactoredMatrix (m, k)."""
+        other = self._as_factor(other)
         self._check_inner(self.shape, tuple(other.shape))
         if isinstance(other, FactoredMatrix):
             core = self.right @ other.left  # (r, r')
@@ -78,7 +80,7 @@ class FactoredMatrix:
 
     def __rmatmul__(self, other: Tensor) -> "Tensor | FactoredMatrix":
         """Other @ W: a vector (m,) gives a vector (n,), a matrix (k, m) a FactoredMatrix (k, n)."""
-        other = torch.as_tensor(other)
+        other = self._as_factor(other)
         self._check_inner(tuple(other.shape), self.shape)
         if other.ndim == 1:
             return (other @ self.left) @ self.right
@@ -90,6 +92,19 @@ class FactoredMatrix:
         if func in (Tensor.matmul, Tensor.__matmul__, torch.matmul) and isinstance(args[0], Tensor):
             return args[1].__rmatmul__(args[0])
         return NotImplemented
+
+    def __getitem__(self, row: int) -> Tensor:
+        """One row of the matrix, (n,)."""
+        return self.left[as_index(row, self.shape[0], "row")] @ self.right
+
+    def _as_factor(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
+        if isinstance(other, FactoredMatrix):
+            return other
+        try:
+            return torch.as_tensor(other).to(self.left.dtype)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"cannot multiply a matrix {self.shape} by {type(other).__name__} "
+                             f"{str(other)[:30]!r}: a vector or matrix is needed") from None
 
     @staticmethod
     def _check_inner(first: tuple, second: tuple) -> None:
@@ -114,8 +129,10 @@ class FactoredMatrix:
 
     def inner(self, other: "FactoredMatrix") -> float:
         """The sum over all entries of the product of two matrices of one shape."""
-        if self.shape != other.shape:
-            raise ValueError(f"matrices of shapes {self.shape} and {other.shape} cannot be compared")
+        if not isinstance(other, FactoredMatrix) or self.shape != other.shape:
+            shape = tuple(other.shape) if hasattr(other, "shape") else type(other).__name__
+            raise ValueError(f"a FactoredMatrix {self.shape} cannot be compared with {shape}: "
+                             "another of the same shape is needed")
         return ((self.left.T @ other.left) * (self.right @ other.right.T)).sum().item()
 
     def cosine(self, other: "FactoredMatrix") -> float:
@@ -187,7 +204,7 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
     fewer than k entries.
     """
     _check_factors(A, B)
-    labels_A, labels_B = _labels(skip, len(A), len(B))
+    k, (labels_A, labels_B) = as_count(k, name="k"), _labels(skip, len(A), len(B))
     _check_k(k, labels_A, labels_B)
     lengths_A, order_A, A = _longest_first(A)
     lengths_B, order_B, B = _longest_first(-B if smallest else B)

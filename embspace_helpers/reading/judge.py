@@ -13,7 +13,7 @@ JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "wide-w": "twin-a", "minilm": 
 class Judge:
     """Scores how much the words of a list belong together, in an embedding of *another* model.
 
-    `E` (d, e) embeds the judge's items; `ids` (m,) are the ids, in the vocabulary under test, of
+    `E` (d, e) embeds the judge's tokens; `ids` (m,) are the ids, in the vocabulary under test, of
     the words the judge knows, `judge_ids` (m,) their ids in the judge's own (default: the same
     vocabulary). Columns are centred over these words, rid of the `remove` leading principal
     directions (frequency rather than meaning: Mu and Viswanath, 2018), and scaled to length 1.
@@ -37,7 +37,7 @@ class Judge:
             top = directions[:, -remove:]
             vectors = vectors - (vectors @ top) @ top.T
         self.vectors = torch.nn.functional.normalize(vectors, dim=1)
-        self.row = torch.full((size,), -1)
+        self.ids, self.row = ids, torch.full((size,), -1)
         self.row[ids] = torch.arange(len(ids))
         self.keep = self.row >= 0
 

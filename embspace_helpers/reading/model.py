@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embspace_helpers.reading import models
 from embspace_helpers.reading.activations import Tokens, tokenize
-from embspace_helpers.reading.arrays import as_index, gram
+from embspace_helpers.reading.arrays import as_index, as_model, gram
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES, Judge
 from embspace_helpers.reading.parameters import Parameters
@@ -75,6 +75,7 @@ class Model:
         `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom. Raises
         ValueError for another reading.
         """
+        reading = reading.strip().lower() if isinstance(reading, str) else reading
         if (reading, remove) not in self._spaces:
             products = None if reading in ("transpose", "centred") else self.gram
             self._spaces[reading, remove] = reading_space(
@@ -126,6 +127,7 @@ class Model:
 
         Two models with one vocabulary: of words seen at least 200 times; else of shared words.
         """
+        other = as_model(other)
         if other.vocabulary.shown == self.vocabulary.shown:
             seen = 200 if self.vocabulary.counts is not None else 0
             ids = self.vocabulary.keep(whole_words=True, min_count=seen).nonzero().squeeze(1)
@@ -134,16 +136,19 @@ class Model:
         return Judge(other.parameters.E, ids, len(self.vocabulary), judge_ids)
 
 
-def load(name: str | Path, *, untrained: bool = False, seed: int = 0,
+def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
          dtype: torch.dtype | str = "float32") -> Model:
     """Load a model to be read: a known name ("smollm2"), a folder, a .gguf file or a hub name.
 
-    `untrained`: the same architecture with random weights, drawn from `seed`: the control of what
-    training wrote. `dtype`: "float16" halves the memory, where a model is only read; a run wants
+    `untrained`: the same architecture with random weights, drawn from `seed` (default 0): the
+    control of what training wrote. `dtype`: "float16" halves the memory, where a model is only read; a run wants
     "float32". Raises ModelNotFound, which says what there is and what to do.
     """
+    if seed is not None and not untrained:
+        raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, untrained=True, "
+                         f"seed={seed})")
     if untrained:
-        model, tokenizer = models.load_untrained(name, seed, dtype)
+        model, tokenizer = models.load_untrained(name, seed or 0, dtype)
         return Model(model, tokenizer, f"{name}, untrained")
     found = Model(*models.load_model(name, dtype), str(name))
     found.source = found.name

@@ -97,6 +97,9 @@ def word_pairs(space: Space, W: FactoredMatrix, k: int = 20, *, right: Space | N
     Scores are in standard deviations of all entries, dropped ones too, above their mean. Raises
     ValueError for shapes that do not fit, two vocabularies, or fewer than k pairs.
     """
+    if not isinstance(space, Space):
+        raise ValueError(f"expected a Space first, as model.space(reading) gives it, got "
+                         f"{type(space).__name__}")
     other = space if right is None else right
     over_words = space.over_words(W, other, unit)
     classes = None if drop is None else word_classes(space.vocabulary, drop)

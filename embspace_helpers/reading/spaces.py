@@ -51,10 +51,15 @@ class Space:
         return f"Space {self.name!r}: d = {self.d}, lists of {len(self.ids):,} tokens"
 
     def _keep_only(self, keep: Tensor) -> None:
-        keep = torch.as_tensor(keep)
-        if keep.dtype != torch.bool or keep.shape != (len(self.vocabulary),):
-            raise ValueError(f"keep must be a mask of shape ({len(self.vocabulary)},), got "
-                             f"{keep.dtype} of shape {tuple(keep.shape)}: Vocabulary.keep() makes one")
+        mask = keep if isinstance(keep, Tensor | np.ndarray) else None
+        if mask is None or tuple(mask.shape) != (len(self.vocabulary),) or "bool" not in str(mask.dtype):
+            given = (type(keep).__name__ if mask is None
+                     else f"{mask.dtype} of shape {tuple(mask.shape)}")
+            raise ValueError(f"keep must be a mask of shape ({len(self.vocabulary)},), got {given}: "
+                             "Vocabulary.keep(...) makes one, of words with only=[...]")
+        keep = torch.as_tensor(mask)
+        if not keep.any():
+            raise ValueError("keep leaves no token: nothing can be listed")
         self.keep, self.ids = keep, keep.nonzero().squeeze(1)  # (e,), (e_kept,)
         self.dropped = (~keep).nonzero().squeeze(1)  # (e - e_kept,)
 
@@ -148,6 +153,7 @@ class Space:
         batch x e numbers, whatever n. One vector (d,) gives (k,) and (k,).
         """
         k, x = as_count(k, len(self.ids)), as_vectors(x, self.d, self.E.dtype)
+        batch = as_count(batch, name="batch")
         columns = self.E if self._most_kept else self.E.T[self.ids].T  # the second: a copy
         values, ids = x.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
         found = [(values, ids)]
@@ -249,7 +255,7 @@ def reading_map(E: Tensor, reading: str = "transpose", remove: int = 3,
     `products`: E E.T (d, d) in float64, where it is known already. Raises ValueError for an
     unknown name, an impossible `remove`, or, for the two readings that invert, a rank below d.
     """
-    if reading not in READINGS:
+    if not isinstance(reading, str) or reading not in READINGS:
         raise ValueError(f"no reading {reading!r}: there are {', '.join(READINGS)}")
     if reading in ("transpose", "centred"):
         return None, reading == "centred"

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from embspace_helpers.reading.arrays import as_count
+
 UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")  # place-holders that were never trained
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's pieces for single bytes
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
@@ -91,6 +93,8 @@ class Vocabulary:
 
     def ids(self, words: Iterable[str] | str) -> list[int]:
         """Return the ids of several words, see `id`; of one word, given alone, a list of one."""
+        if not isinstance(words, Iterable):
+            raise ValueError(f"expected words, such as ['movie', 'story'], got {words!r}")
         return [self.id(word) for word in ([words] if isinstance(words, str) else words)]
 
     def keep(self, *, ascii: bool = True, alphabetic: bool = False, whole_words: bool = False,
@@ -105,6 +109,7 @@ class Vocabulary:
         Raises ValueError when nothing is left, or for `min_count` without counts.
         """
         only = {only} if isinstance(only, str) else None if only is None else set(only)
+        min_count = as_count(min_count, name="min_count", least=0)
         if min_count and self.counts is None:
             raise ValueError("min_count needs the items' counts: Vocabulary(..., counts=...)")
         kept = torch.tensor([
