@@ -23,7 +23,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from embspace_helpers.experiments.atlas_lists import atlas_lists, group_vectors
-from embspace_helpers.reading.arrays import as_count, as_vector
+from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_vector
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.judge import JUDGES
 from embspace_helpers.reading.model import Model, load
@@ -116,7 +116,7 @@ class Atlas:
         `model`: the one whose atlas this is. (The directions of heads are computed anew, which
         takes the longest; `groups` without them is faster.)
         """
-        n, C = as_count(n, name="n"), self.covariance
+        n, C, model = as_count(n, name="n"), self.covariance, as_model(model)
         if model.parameters.d != len(C):
             raise ValueError(f"this atlas is of vectors with d = {len(C)}, the model has "
                              f"d = {model.parameters.d}: it is another one's")
@@ -135,7 +135,8 @@ class Atlas:
         return self._show(rows.numpy(), {}, correlation=found[best].numpy())
 
     def words(self, row: int, k: int | None = None) -> list[str]:
-        """The words of one row, as shown, best first."""
+        """The words of one row, as shown, best first. Raises ValueError for a row that is none."""
+        row = as_index(row, len(self.rows), "row")
         return [self.vocabulary.shown[i] for i in self.ids[row, :k].tolist()]
 
     def table(self, rows: Iterable[int], k: int = 10, title: str = "") -> WordTable:
@@ -196,7 +197,8 @@ class Atlas:
 
 def _flat(words: tuple) -> list[str]:
     """The words of a call, given one by one, in one string or as a list."""
-    flat = [w for given in words for w in ([given] if isinstance(given, str) else given)]
+    flat = [w for given in words
+            for w in (given if isinstance(given, list | tuple | set) else [given])]
     if wrong := [w for w in flat if not isinstance(w, str)]:
         raise ValueError(f"words are strings, got {wrong[0]!r}")
     return flat

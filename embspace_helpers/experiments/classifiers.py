@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from embspace_helpers.reading.activations import BAR_AFTER, padded, tokenize
+from embspace_helpers.reading.arrays import as_model
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.model import Model, load
 from embspace_helpers.reading.models import BUNDLED, DATA, ModelNotFound, fingerprint
@@ -58,6 +59,7 @@ class Classifier(nn.Module):
     def __init__(self, model: Model, free_layers: int = 3, seed: int = 0):
         """Copy the model and draw the head from `seed`."""
         super().__init__()
+        model = as_model(model)
         if not 0 <= free_layers <= model.parameters.L:
             raise ValueError(f"free_layers = {free_layers}, but the model has "
                              f"{model.parameters.L} layers")
@@ -99,6 +101,7 @@ def fine_tune(classifier: Classifier, train: pd.DataFrame, recipe: Recipe,
     weight decay, so that all that moves is moved by the texts. The order of the texts, and dropout
     where a model has it, follow from the recipe's seed.
     """
+    train = _checked(train)
     rows = tokenize(classifier.model, train["text"].tolist(), recipe.length)
     labels = torch.tensor(train["label"].to_numpy())
     device = classifier.head.weight.device
@@ -132,6 +135,14 @@ def fine_tune(classifier: Classifier, train: pd.DataFrame, recipe: Recipe,
             history[-1]["minutes"] = (time.monotonic() - begun) / 60
     classifier.eval()
     return pd.DataFrame(history)
+
+
+def _checked(reviews: pd.DataFrame) -> pd.DataFrame:
+    """The reviews; ValueError unless they are a table with texts and labels."""
+    if not isinstance(reviews, pd.DataFrame) or not {"text", "label"} <= set(reviews.columns):
+        raise ValueError("expected reviews, a DataFrame with the columns text and label, as "
+                         f"load_reviews gives it; got {type(reviews).__name__}")
+    return reviews
 
 
 def batches(lengths: Sequence[int], size: int, seed: int | list[int],
@@ -171,6 +182,7 @@ def predict(classifier: Classifier, texts: Sequence[str] | str, length: int = 25
 def accuracy(classifier: Classifier, reviews: pd.DataFrame, length: int = 256,
              autocast: bool = False) -> float:
     """Share of reviews (columns `text`, `label`) that the classifier gets right."""
+    reviews = _checked(reviews)
     praise = predict(classifier, reviews["text"].tolist(), length, autocast=autocast)
     return float(((praise > 0.5).numpy() == reviews["label"].to_numpy(bool)).mean())
 

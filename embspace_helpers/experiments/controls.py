@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from embspace_helpers.reading.arrays import one_thread
+from embspace_helpers.reading.arrays import as_count, one_thread
 
 LEVEL = 0.95
 
@@ -21,6 +21,7 @@ def shuffled(lists: Tensor, seed: int = 0) -> Tensor:
 
 def random_directions(n: int, d: int, seed: int = 0) -> Tensor:
     """n standard normal vectors (n, d): the control of every reading."""
+    n, d = as_count(n, name="n", least=0), as_count(d, name="d")
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
@@ -49,4 +50,6 @@ def share_above(values: Tensor, control: Tensor, quantile: float = LEVEL) -> Ten
 
     Its mean is the readable share; 1 - quantile is chance.
     """
+    if not len(control):
+        raise ValueError("the control is empty: there is nothing to be above of")
     return (values > torch.quantile(control.float(), quantile)).float()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embspace_helpers.experiments.controls import share_above
-from embspace_helpers.reading.arrays import as_count, one_thread
+from embspace_helpers.reading.arrays import as_count, as_model, one_thread
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.models import DATA
 from embspace_helpers.reading.parameters import Parameters
@@ -33,8 +33,15 @@ def sentiment_space(model: Model, reading: str = "orthogonal") -> Space:
 
 
 def displacement(after: Model, before: Model, group: str, layer: int) -> Tensor:
-    """Rows (n, d) of a group in a layer, after less before fine-tuning."""
-    return after.parameters.vectors(group, layer) - before.parameters.vectors(group, layer)
+    """Rows (n, d) of a group in a layer, after less before fine-tuning.
+
+    Raises ValueError for models of different shapes.
+    """
+    first, second = (as_model(m).parameters.vectors(group, layer) for m in (after, before))
+    if first.shape != second.shape:
+        raise ValueError(f"{group} of layer {layer} has the shapes {tuple(first.shape)} and "
+                         f"{tuple(second.shape)}: one model was not made from the other")
+    return first - second
 
 
 def separation(space: Space, ratings: Tensor, vectors: Tensor, k: int = 30) -> Tensor:

@@ -29,6 +29,9 @@ def _hits(first: Tensor, second: Tensor, chunk: int = 256) -> Tensor:
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError("expected lists (n, k) and (n, m) with the same n, got "
                          f"{tuple(first.shape)} and {tuple(second.shape)}")
+    if first.is_floating_point() or second.is_floating_point():
+        raise ValueError("lists hold token ids, whole numbers, as Space.top gives them second; "
+                         f"got {first.dtype} and {second.dtype}")
     if not first.numel() or not second.numel():
         return torch.zeros(first.shape, dtype=torch.bool)
     size = int(max(first.max(), second.max())) + 1
