@@ -29,7 +29,7 @@ from embspace_helpers.reading.model import Model, load
 from embspace_helpers.reading.models import BUNDLED, DATA, ModelNotFound, fingerprint
 
 CLASSIFIERS = BUNDLED / "classifiers"
-RESULTS = DATA / "fine_tuning.csv"
+FINE_TUNING_RESULTS = DATA / "fine_tuning.csv"
 HEAD = ("head.weight", "head.bias")
 
 

@@ -22,7 +22,7 @@ from embspace_helpers.reading.parameters import GROUP_NAMES
 from embspace_helpers.reading.spaces import Space
 from embspace_helpers.reading.vocabulary import Vocabulary
 
-RESULTS = DATA / "overlap_imdb.csv"
+OVERLAP_RESULTS = DATA / "overlap_imdb.csv"
 TARGETS = ("this", "last", "before")
 MEAN = -1  # stands for the mean over layers where a table has a layer
 

@@ -12,7 +12,7 @@ import torch
 
 from embspace_helpers.classroom.reviews import EMBEDDED, HUB_NAME, load_reviews
 from embspace_helpers.experiments.classifiers import (
-    RESULTS,
+    FINE_TUNING_RESULTS,
     Classifier,
     Recipe,
     accuracy,
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/classifiers"), help="folder to write")
-    parser.add_argument("--table", type=Path, default=RESULTS, help="results, a CSV file to renew")
+    parser.add_argument("--table", type=Path, default=FINE_TUNING_RESULTS, help="results, a CSV file to renew")
     parser.add_argument("--reviews", type=int, help="so many training reviews (default: all)")
     parser.add_argument("--test", type=int, help="so many test reviews (default: all)")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)

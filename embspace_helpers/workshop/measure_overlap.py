@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from embspace_helpers.classroom.reviews import EMBEDDED, HUB_NAME, load_reviews
-from embspace_helpers.experiments.overlap import RESULTS, overlap_table, readable_tokens
+from embspace_helpers.experiments.overlap import OVERLAP_RESULTS, overlap_table, readable_tokens
 from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.reading.activations import capture
 from embspace_helpers.reading.model import load
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Measure the overlap of states and active parameters on IMDB's test reviews.")
     parser.add_argument("names", nargs="+", help="models; a large one needs memory for positions")
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write or to renew")
+    parser.add_argument("--out", type=Path, default=OVERLAP_RESULTS, help="file to write or to renew")
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--positions", type=int, default=3000)
     parser.add_argument("--readings", nargs="+", default=["transpose", "orthogonal"])

@@ -29,7 +29,7 @@ GLIMPSE = 100_000  # held-out items for the loss curve; the figure of the model 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainRecipe:
     """All that decides the weights: two runs of one recipe on one machine are equal."""
 
     seed: int
@@ -47,9 +47,9 @@ class Recipe:
 
 
 RECIPES = {
-    "twin-a": Recipe(seed=1),
-    "twin-b": Recipe(seed=2),
-    "wide-w": Recipe(seed=3, d=256, layers=8, heads=4, epochs=1.0, learning_rate=2e-3),
+    "twin-a": PretrainRecipe(seed=1),
+    "twin-b": PretrainRecipe(seed=2),
+    "wide-w": PretrainRecipe(seed=3, d=256, layers=8, heads=4, epochs=1.0, learning_rate=2e-3),
 }
 
 
@@ -127,7 +127,7 @@ def prepare(source: str, work: Path, size: int, tokenizer_from: Path | None) -> 
             "held_out": np.load(work / "held_out.npy"), **facts}
 
 
-def batch_at(stream: np.ndarray, step: int, recipe: Recipe) -> torch.Tensor:
+def batch_at(stream: np.ndarray, step: int, recipe: PretrainRecipe) -> torch.Tensor:
     """Return batch number `step`, shape (batch, context): a function of the recipe alone.
 
     Every epoch cuts the stream at another offset and visits the pieces in another order.
@@ -145,7 +145,7 @@ def batch_at(stream: np.ndarray, step: int, recipe: Recipe) -> torch.Tensor:
 # ---------------------------------------------------------------- training
 
 
-def new_model(recipe: Recipe) -> GPT2LMHeadModel:
+def new_model(recipe: PretrainRecipe) -> GPT2LMHeadModel:
     """Return the untrained model of a recipe (GPT-2's initialisation, from the recipe's seed)."""
     torch.manual_seed(recipe.seed)
     config = GPT2Config(
@@ -156,7 +156,7 @@ def new_model(recipe: Recipe) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def new_optimizer(model: GPT2LMHeadModel, recipe: Recipe, device: str) -> torch.optim.AdamW:
+def new_optimizer(model: GPT2LMHeadModel, recipe: PretrainRecipe, device: str) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -166,7 +166,7 @@ def new_optimizer(model: GPT2LMHeadModel, recipe: Recipe, device: str) -> torch.
                              fused=device.startswith("cuda"))
 
 
-def steps_of(recipe: Recipe, stream: np.ndarray) -> tuple[int, int]:
+def steps_of(recipe: PretrainRecipe, stream: np.ndarray) -> tuple[int, int]:
     """Return (steps per epoch, steps in all); ValueError if the stream gives not one batch."""
     per_epoch = (len(stream) - recipe.context) // (recipe.batch * recipe.context)
     total = round(recipe.epochs * per_epoch)
@@ -177,12 +177,12 @@ def steps_of(recipe: Recipe, stream: np.ndarray) -> tuple[int, int]:
     return per_epoch, total
 
 
-def decay_start(total: int, recipe: Recipe) -> int:
+def decay_start(total: int, recipe: PretrainRecipe) -> int:
     """Return the step at which the learning rate begins to fall."""
     return round(total * (1 - recipe.decay_share))
 
 
-def rate_at(step: int, total: int, recipe: Recipe) -> float:
+def rate_at(step: int, total: int, recipe: PretrainRecipe) -> float:
     """Linear warm-up, constant, then a straight line to zero over the last `decay_share`.
 
     Up to the decay the rate does not depend on `total`: a run can be stopped there and finished
@@ -201,7 +201,7 @@ def loss_of(model: GPT2LMHeadModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: Recipe, device: str) -> float:
+def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRecipe, device: str) -> float:
     """Mean next-item loss in nats over the held-out stream, in pieces of `context` items."""
     model.eval()
     rows = stream[: len(stream) // recipe.context * recipe.context].reshape(-1, recipe.context)
@@ -211,7 +211,7 @@ def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: Recipe, de
     return sum(losses) / len(rows)
 
 
-def train(model, data: dict, recipe: Recipe, out: Path, device: str, micro: int,
+def train(model, data: dict, recipe: PretrainRecipe, out: Path, device: str, micro: int,
           checkpoint_every: int = 100, stop_at: int | None = None, compiled=False) -> dict:
     """Train up to the recipe's epochs (or `stop_at` steps); resumes from `out`/checkpoint.pt.
 
@@ -269,7 +269,7 @@ def save_checkpoint(path: Path, model, optimizer, log: dict) -> None:
     half.replace(path)
 
 
-def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str,
+def resume(path: Path, model, optimizer, recipe: PretrainRecipe, total: int, device: str,
            items: int) -> dict:
     """Load a checkpoint into model and optimizer; returns its log.
 
@@ -277,7 +277,7 @@ def resume(path: Path, model, optimizer, recipe: Recipe, total: int, device: str
     only the epochs may differ, as long as neither run has begun to lower its learning rate.
     """
     saved = torch.load(path, map_location=device, weights_only=True)
-    old, step = Recipe(**saved["log"]["recipe"]), saved["log"]["step"]
+    old, step = PretrainRecipe(**saved["log"]["recipe"]), saved["log"]["step"]
     begun = step > min(decay_start(total, recipe), decay_start(saved["log"]["total"], old))
     if replace(old, epochs=recipe.epochs) != recipe or (old != recipe and begun):
         raise ValueError(f"{path} holds step {step} of a run with {old}; this run asks for "
@@ -305,7 +305,7 @@ def write_folder(out: Path, name: str, model, data: dict, log: dict, device: str
     (out / "token_counts.json").write_text(json.dumps(counts))
     (out / "training_log.json").write_text(json.dumps(log))
     half = GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32).to(device)
-    recipe = Recipe(**log["recipe"])
+    recipe = PretrainRecipe(**log["recipe"])
     final = held_out_loss(half, data["held_out"], recipe, device)
     (out / "README.md").write_text(model_card(name, half.to("cpu"), data, log, final, device))
     for file in filter(Path.is_file, out.iterdir()):
@@ -323,7 +323,7 @@ def sample_text(model, tokenizer, prompt: str = "This movie", items: int = 80) -
 
 def model_card(name: str, model, data: dict, log: dict, loss: float, device: str) -> str:
     """Return the README.md of a trained model."""
-    recipe, curve = Recipe(**log["recipe"]), log["curve"]
+    recipe, curve = PretrainRecipe(**log["recipe"]), log["curve"]
     counts = np.bincount(data["train"], minlength=recipe.vocabulary) + 1
     unigram = -np.log(counts / counts.sum())[data["held_out"]].mean()
     bits = loss * len(data["held_out"]) / math.log(2) / data["held_out_bytes"]
