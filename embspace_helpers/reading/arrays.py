@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from numbers import Integral
 from typing import Any
 
@@ -86,8 +87,8 @@ def as_index(i: Any, n: int, thing: str, where: str = "") -> int:
 
 def as_model(x: Any) -> Any:
     """Return x if it is a `Model`; ValueError that says how to get one from what was given."""
-    if hasattr(x, "parameters") and hasattr(x, "vocabulary"):
-        return x
+    if all(getattr_static(x, name, None) is not None for name in ("parameters", "vocabulary")):
+        return x  # looked up without being made
     if isinstance(x, str):
         raise ValueError(f"expected a loaded model, got the name {x!r}: model = load({x!r})")
     raise ValueError(f"expected a Model, as load(name) gives it, got {type(x).__name__}: of a "

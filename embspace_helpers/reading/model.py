@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,15 @@ from embspace_helpers.reading.arrays import as_index, as_model, gram
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES, Judge
 from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.spaces import Space, reading_space
+from embspace_helpers.reading.spaces import READINGS, Space, reading_space
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+HINTS = {"parameters": ("d", "e", "L", "H", "H_kv", "d_h", "d_ff", "groups", "key_kinds", "blocks"),
+         "vocabulary": ("texts", "shown", "counts")}  # what instances have beside their class
 
 
 class Model:
@@ -46,6 +50,17 @@ class Model:
     def __repr__(self) -> str:
         """Name and sizes."""
         return f"{self.name or 'a model'}: {self.parameters!r}"
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where a name lives that somebody guessed to be here."""
+        for place, home in (("parameters", Parameters), ("vocabulary", Vocabulary),
+                            ("model", nn.Module)):
+            if not name.startswith("_") and (hasattr(home, name) or name in HINTS.get(place, ())):
+                raise AttributeError(f"a Model has no {name!r} of its own: it is "
+                                     f"{place}.{name}, as in model.{place}.{name}")
+        raise AttributeError(f"a Model has no {name!r}: there are model, tokenizer, parameters, "
+                             "vocabulary, space(reading), dictionary(layer, texts), tokens(texts) "
+                             "and judge")
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -75,7 +90,8 @@ class Model:
         `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom. Raises
         ValueError for another reading.
         """
-        reading = reading.strip().lower() if isinstance(reading, str) else reading
+        plain = str(reading).strip().lower()
+        reading = plain if plain in READINGS else reading
         if (reading, remove) not in self._spaces:
             products = None if reading in ("transpose", "centred") else self.gram
             self._spaces[reading, remove] = reading_space(
@@ -144,6 +160,7 @@ def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
     control of what training wrote. `dtype`: "float16" halves the memory, where a model is only read; a run wants
     "float32". Raises ModelNotFound, which says what there is and what to do.
     """
+    name = models.known_name(name) or name
     if seed is not None and not untrained:
         raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, untrained=True, "
                          f"seed={seed})")
