@@ -1,9 +1,110 @@
-"""Tiny random models of every type that the table of architectures knows."""
+"""Tiny random models of every type that the table of architectures knows, and tiny tokenizers.
 
+And what tests compare with: seeded random numbers, and closeness.
+"""
+
+import numpy as np
 import torch
-from transformers import (BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig,
-                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM, RobertaConfig, RobertaForMaskedLM)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+from transformers.masking_utils import eager_mask
+
+from embspace_helpers.reading.model import Model
+from embspace_helpers.reading.vocabulary import Vocabulary
+
+# Two ways to compute one thing in float64 differ by 2e-16 for each operation. Nothing here takes
+# more than 1e4 of them one behind the other, and nothing is worse conditioned than 1e2.
+EXACT = 1e-10
+
+# ---- numbers
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    """Standard normal numbers that follow from the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def close(actual, expected, tolerance=EXACT):
+    """Assert that numbers of any kind agree, relative to their size or to 1."""
+    actual, expected = (x.detach() if isinstance(x, torch.Tensor) else x for x in (actual, expected))
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), tolerance, tolerance)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the largest tensor, in numbers, that an operation makes in memory of its own."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            new = isinstance(tensor, torch.Tensor) and (
+                tensor.untyped_storage().data_ptr() not in given)
+            self.largest = max(self.largest, tensor.numel() if new else 0)
+        return out
+
+
+# ---- tokenizers
+
+
+def word_level(items, **special):
+    """A tokenizer of whole words, cut at spaces; ids are the places of the items."""
+    model = models.WordLevel({item: i for i, item in enumerate(items)}, items[0])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def byte_level(pieces, **special):
+    """A tokenizer with GPT-2's kind of pieces, Ġ for a space; it merges none of them."""
+    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, [])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
+
+
+def word_piece(pieces, **special):
+    """A tokenizer with BERT's kind of pieces, ## inside a word."""
+    model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="[UNK]", **special)
+
+
+def sentence_piece(pieces, **special):
+    """A tokenizer with SentencePiece's kind of pieces, ▁ for a space; the first is unknown."""
+    model = models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token=pieces[0], **special)
+
+
+def vocabulary_of(items, counts=None):
+    """The vocabulary of whole words; the first is unknown and never kept."""
+    return Vocabulary(word_level(items, unk_token=items[0]), counts=counts)
+
+
+def numbers(kind="gpt2", e=40):
+    """A tokenizer whose ids are the numbers in a text; 0 and e - 1 stand at its ends."""
+    ends = ("cls_token", "sep_token") if kind in ("bert", "roberta") else ("bos_token", "eos_token")
+    items = ["<s>", *map(str, range(1, e - 1)), "</s>"]
+    return word_level(items, **dict(zip(ends, ("<s>", "</s>"))))
+
+
+# ---- models
 
 LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
@@ -25,7 +126,17 @@ NORM_FIRST = ("gpt2", "llama", "mistral", "qwen2")
 
 
 def tiny(kind):
-    """A tiny model in float64 with random weights everywhere: gains and biases too."""
+    """A tiny model with random weights everywhere, gains and biases too; all in float64."""
+    return in_float64(tiny_in_float32(kind))
+
+
+def tiny_model(kind):
+    """A tiny model in float64, to be read."""
+    return Model(tiny(kind), numbers(kind))
+
+
+def tiny_in_float32(kind):
+    """The tiny model as `transformers` has it."""
     torch.manual_seed(0)
     model = MODELS[kind]()
     model.set_attn_implementation("eager")
@@ -33,4 +144,47 @@ def tiny(kind):
         for name, p in model.named_parameters():
             gain = 1.0 if "norm" in name.lower() or ".ln_" in name else 0.0
             p.copy_(0.4 * torch.randn(p.shape) + (gain if name.endswith("weight") else 0.0))
-    return model.double().eval()
+    return model.eval()
+
+
+def in_float64(model):
+    """The model in float64, also where `transformers` falls back to float32.
+
+    That is in the softmax, norms and rotation of Llama, Mistral and Qwen2. Without it, a batch
+    and its texts one by one would agree to 1e-7 only.
+    """
+    if model.config.model_type in ("llama", "mistral", "qwen2"):
+        model.set_attn_implementation("float64")
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.__class__ = RMSNorm
+        if hasattr(module, "inv_freq"):
+            module.__class__ = Rotation
+    return model.double()
+
+
+class RMSNorm(nn.Module):
+    """A root-mean-square norm in the precision of what it gets."""
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class Rotation(nn.Module):
+    """The cosines and sines of rotary positions, computed in float64."""
+
+    def forward(self, x, position_ids):
+        angles = (position_ids[..., None].double() * self.inv_freq.double()).repeat(1, 1, 2)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def attention(module, query, key, value, attention_mask, scaling, **_):
+    """Attention with the softmax in the precision of the queries."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+    scores = query @ key.mT * scaling + (0 if attention_mask is None else attention_mask)
+    weights = scores.softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("float64", attention)
+AttentionMaskInterface.register("float64", eager_mask)
