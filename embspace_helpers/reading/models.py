@@ -1,6 +1,6 @@
 """Load a model and its tokenizer: bundled, fetched, or anything `transformers` can load.
 
-Known names and files never touch the network; a hub name may.
+Known names and files never touch the network; a hub name may, with the short patience of `hub`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,29 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
+
+from embspace_helpers.reading.loading import (
+    auto_class,
+    checked_dtype,
+    checked_seed,
+    dense,
+    quiet,
+    shown,
+)
+from embspace_helpers.reading.model_files import (
+    BadModelFile,
+    check_files,
+    check_loaded,
+    file_errors,
+)
 
 if TYPE_CHECKING:  # these take seconds to import, so functions import them when called
     import torch
@@ -40,6 +56,7 @@ MODELS = {
     "smollm2": Entry("fetched", "SmolLM2-135M-Instruct, a Llama-like decoder"),
 }
 PACKAGE = Path(__file__).parents[1]
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # no network, no code of a model
 BUNDLED, DATA = PACKAGE / "bundled", PACKAGE / "data"
 
 
@@ -73,21 +90,37 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def known_name(name: object) -> str | None:
+    """The name of MODELS that is meant, whatever its case, spaces and hyphens; None if none is.
+
+    "SmolLM2", " twin-A " and "twin_a" are known.
+    """
+    return _plain_names().get(_plain(str(name)))
+
+
 def load_model(
     name: str | Path, dtype: torch.dtype | str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (eval mode, no gradients) and tokenizer.
 
     `name`: one of `model_names()`, a folder, a .gguf file, or a name on the Hugging Face hub.
-    Raises ModelNotFound, which says what there is and what to do.
+    `dtype`: of the weights, or "auto": as stored. Weights stored in it stay in their file, which
+    is mapped; others are converted, and take memory. Raises ModelNotFound, BadModelFile, and
+    TypeError for a name of another type; each says in a sentence what there is and what to do.
     """
     from transformers import AutoTokenizer
 
-    source, options = locate(str(name))
-    with quiet(), hub_errors(str(name), options):
-        auto_class = _auto_class(source, options)
-        model = auto_class.from_pretrained(source, dtype=dtype, **options, **_dense(options))
+    dtype = checked_dtype(dtype)
+    source, options = locate(name)
+    folder, advice = Path(source), _advice(Path(source))
+    check_files(folder, options, advice)
+    with quiet("gguf_file" in options), file_errors(folder, options, advice):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model, info = auto_class(source, options).from_pretrained(
+            source, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+            output_loading_info=True, **options, **dense(options),
+        )  # fmt: skip
+    check_loaded(folder, info, options, advice)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -96,69 +129,142 @@ def load_untrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The same architecture and tokenizer with random weights, drawn as for a training run.
 
-    The weights depend on `seed` alone; the caller's random state is left as it was.
+    The weights depend on `seed` alone: they are drawn in float32, then converted to `dtype`. The
+    caller's random state is left as it was. Raises what `load_model` raises; the folder may lack
+    weights.
     """
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    source, options = locate(str(name))
-    with quiet(), hub_errors(str(name), options):
+    dtype, seed = checked_dtype(dtype), checked_seed(seed)
+    source, options = locate(name)
+    folder, advice = Path(source), _advice(Path(source))
+    check_files(folder, options, advice, weights=False)
+    with quiet(), file_errors(folder, options, advice):
         config = AutoConfig.from_pretrained(source, **options)
-        auto_class = _auto_class(source, options)
+        kind = auto_class(source, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs as well
-        model = auto_class.from_config(config, dtype=torch.float32)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return model.to(dtype).eval().requires_grad_(False), tokenizer
+        stored = config.dtype or torch.float32
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+            model = kind.from_config(config, dtype=torch.float32)
+    model = model.to(stored if dtype == "auto" else dtype)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def fingerprint(name: str | Path) -> str:
     """SHA-256 of a local model's weights (one file: its sha256sum), a hub model's commit.
 
-    Raises ModelNotFound for a folder without weights.
+    Files are read once in a process, unless their size or time changes. Raises what `locate`
+    raises, and ModelNotFound for a folder without weights.
     """
-    from huggingface_hub import hf_hub_download
+    local = _local(name)
+    if local is None:
+        from embspace_helpers.reading import hub
 
-    source, options = locate(str(name))
-    if not options:
-        with hub_errors(source, options):
-            return Path(hf_hub_download(source, "config.json")).parent.name
-    folder, digest = Path(source), hashlib.sha256()
+        with _hub_sentence(str(name).strip()):
+            return hub.commit(str(name).strip())
+    folder, options = Path(local[0]), local[1]
     files = [folder / options["gguf_file"]] if "gguf_file" in options else (
-        sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+        sorted(folder.glob("*.safetensors")))
     if not files:
-        raise ModelNotFound(f"the folder {folder} holds no weights (*.safetensors, *.bin)")
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        raise ModelNotFound(f"the folder {folder} holds no weights (*.safetensors)")
+    states = [(file, file.stat()) for file in files]
+    return _sha256(tuple((str(file), state.st_size, state.st_mtime_ns) for file, state in states))
+
+
+@lru_cache(maxsize=256)
+def _sha256(files: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 of files one behind the other, each given by path, size and time of change."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 
-def locate(name: str) -> tuple[str, dict[str, Any]]:
-    """Where `from_pretrained` finds the model, and the options it needs there."""
-    path = Path(name).expanduser()
-    if name in MODELS:
-        return str(_known_folder(name)), {"local_files_only": True}
-    if path.suffix == ".gguf" and path.is_file():
-        return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+def locate(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """Where `from_pretrained` finds the model, and the options it needs there.
+
+    A hub model is downloaded, unless the hub's cache folder has it. Raises ModelNotFound, and
+    TypeError for a name of another type.
+    """
+    local = _local(name)
+    if local is not None:
+        return local
+    from embspace_helpers.reading import hub
+
+    with _hub_sentence(str(name).strip()):
+        return str(hub.snapshot(str(name).strip())), dict(LOCAL)
+
+
+def _local(name: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """What `locate` gives for a model on this machine; None for what may be a name on the hub."""
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"a model is given by its name, its folder or its .gguf file (str or Path)"
+                        f", not by {shown(name)}; {_possible()}")
+    text = os.fspath(name)
+    if text.strip() == "":
+        raise ModelNotFound(f"no name was given ({text!r}); {_possible()}")
+    path = Path(text).expanduser()
+    if text not in MODELS and path.exists():
+        return _from_path(text, path)
+    if known := known_name(text):
+        return str(_known_folder(known)), dict(LOCAL)
+    _refuse_what_is_no_hub_name(name, text.strip())
+    return None
+
+
+def _from_path(name: str, path: Path) -> tuple[str, dict[str, Any]]:
+    """What `locate` gives for a folder or file. Raises ModelNotFound where it holds no model."""
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelNotFound(f"the folder {name!r} has no config.json, so it holds no model.")
-        return str(path), {"local_files_only": True}
-    if path.suffix == ".gguf" or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise ModelNotFound(f"there is no file or folder {name!r}. {_known_names()}")
-    close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.75)
-    if close and "/" not in name:
-        hint = f"did you mean {close[0]!r}?"
-        raise ModelNotFound(f"there is no model {name!r}: {hint} {_known_names()}")
-    return name, {}
+            raise ModelNotFound(f"the folder {name!r} has no config.json, so it holds no model; "
+                                f"{_possible()}")
+        return str(path), dict(LOCAL)
+    if path.suffix.lower() != ".gguf":
+        raise ModelNotFound(f"the file {name!r} is no .gguf file; a model in safetensors is given "
+                            f"by its folder; {_possible()}")
+    return str(path.parent), {"gguf_file": path.name, **LOCAL}
 
 
-def _known_names() -> str:
+def _refuse_what_is_no_hub_name(name: str | Path, text: str) -> None:
+    """Raise ModelNotFound for a path, a typo of a known name, or what no hub name looks like."""
+    from embspace_helpers.reading import hub
+
+    is_path = text.lower().endswith(".gguf") or text.startswith((".", "~")) or os.path.isabs(text)
+    if is_path or not isinstance(name, str) or text.count("/") > 1:
+        raise ModelNotFound(f"there is no file or folder {str(name)!r}; {_possible()}")
+    if close := _close_name(text):
+        raise ModelNotFound(
+            f"there is no model {text!r} (did you mean {close!r}?); {_possible()}")
+    if not hub.is_hub_name(text):
+        raise ModelNotFound(f"{text!r} is no known name, file or folder, and cannot be a name on "
+                            f"the hub; {_possible()}")
+
+
+def _close_name(text: str) -> str | None:
+    """The known name that a name without an owner resembles or has in it, None if there is none."""
+    if "/" in text:
+        return None
+    plain, names = _plain(text), _plain_names()
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.75)
+    within = [known for known in names if known in plain]
+    return names[(close or within)[0]] if close or within else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s._-]+", "", name).casefold()
+
+
+def _plain_names() -> dict[str, str]:
+    return {_plain(name): name for name in MODELS}
+
+
+def _possible() -> str:
+    """What can be loaded: the end of a sentence."""
     return (
-        f"Without a network there are {', '.join(MODELS)}, your own folders and .gguf files; "
+        f"without a network there are {', '.join(MODELS)}, your own folders and .gguf files; "
         "with one, any name on the hub."
     )
 
@@ -179,56 +285,34 @@ def _known_folder(name: str) -> Path:
     raise ModelNotFound(f"{name} {state}: run `{FETCH} {name}` once with a network.")
 
 
-def _auto_class(source: str, options: dict[str, Any]) -> Any:
-    """The `transformers` Auto class for what the configuration says the weights are."""
-    import transformers
-
-    if "gguf_file" in options:  # GGUF files name no architecture; all that load are decoders
-        return transformers.AutoModelForCausalLM
-    config = transformers.AutoConfig.from_pretrained(source, **options)
-    architecture = (config.architectures or [""])[0]
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return transformers.AutoModelForCausalLM
-    if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
-        return transformers.AutoModelForMaskedLM
-    return transformers.AutoModel
-
-
-def _dense(options: dict[str, Any]) -> dict[str, Any]:
-    """Option that turns a GGUF file's quantised weights into ordinary ones."""
-    from transformers import GgufConfig
-
-    return {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
+def _advice(folder: Path) -> str:
+    """What to do about a bad file in a model's folder."""
+    if folder.parent == BUNDLED:
+        return "install the package again."
+    if folder.parent == cache_folder():
+        return f"run `{FETCH} --force {folder.name}` once with a network."
+    if folder.parent.name == "snapshots":  # in the hub's cache folder
+        return f"delete the folder {folder.parents[1]} and load the model again."
+    return "copy the file again, or save the model again with `save_pretrained`."
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hide `transformers`' own bars, which notebooks would store; the hub's bars stay."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
-    from transformers.utils import logging
-
-    def hidden(factory: Any, args: Any, kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "disable": True})
-
-    previous, gguf_bar = logging.set_tqdm_hook(hidden), gguf.tqdm
-    gguf.tqdm = partial(gguf_bar, disable=True)
-    try:
+def hub_errors(name: str | Path, options: dict[str, Any]) -> Iterator[None]:
+    """An error while loading parts of a located model becomes BadModelFile (see `file_errors`)."""
+    folder = Path(locate(name)[0])
+    with file_errors(folder, options, _advice(folder)):
         yield
-    finally:
-        gguf.tqdm = gguf_bar
-        logging.set_tqdm_hook(previous)
 
 
 @contextmanager
-def hub_errors(name: str, options: dict[str, Any]) -> Iterator[None]:
-    """A failed hub look-up becomes a sentence; errors in local files (they have options) pass."""
+def _hub_sentence(name: str) -> Iterator[None]:
+    """The hub's refusal becomes ModelNotFound."""
+    from embspace_helpers.reading.hub import HubError
+
     try:
         yield
-    except (OSError, ValueError) as error:
-        if options:
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except HubError as error:
         raise ModelNotFound(
-            f"{name!r} is no known name and no folder, and could not be had from the Hugging Face "
-            f"hub ({reason}). {_known_names()}"
-        ) from None  # the chain of causes is pages long and says no more
+            f"{name!r} is no known name, file or folder, and could not be had from the Hugging "
+            f"Face hub ({error}); {_possible()}"
+        ) from None

@@ -1,16 +1,18 @@
 """Loading by name, folder and GGUF file; the real models are those `make test` has fetched."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_gguf import write_gguf
 from transformers.utils import logging
 
 import embspace_helpers.workshop.fetch as fetching
@@ -180,33 +182,6 @@ def test_folder_loads_as_what_its_configuration_says(kind, minilm, tmp_path):
     assert torch.equal(model.get_input_embeddings().weight, saved.get_input_embeddings().weight)
 
 
-def write_gguf(path, layers=1, d=64, ff=128, words=8):
-    """A tiny Llama in GGUF; returns the feed-forward value matrix it holds, (d, ff)."""
-    random, writer = np.random.default_rng(0), gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(layers), writer.add_embedding_length(d), writer.add_head_count(2)
-    writer.add_feed_forward_length(ff), writer.add_head_count_kv(1), writer.add_context_length(64)
-    writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_freq_base(1e4)
-    writer.add_vocab_size(words)
-    writer.add_tokenizer_model("gpt2"), writer.add_token_merges(["a b", "Ġ Ġ"])
-    writer.add_token_list(["<s>", "a", "b", "ab", "1", "2", "Ġ", "ĠĠ"])
-    writer.add_token_types([3] + [1] * (words - 1))
-    shapes = {"token_embd": (words, d), "blk.0.attn_q": (d, d), "blk.0.attn_k": (d // 2, d)}
-    shapes |= {"blk.0.attn_v": (d // 2, d), "blk.0.attn_output": (d, d), "blk.0.ffn_up": (ff, d)}
-    shapes |= {"blk.0.ffn_gate": (ff, d), "blk.0.ffn_down": (d, ff), "output_norm": (d,)}
-    shapes |= {"blk.0.attn_norm": (d,), "blk.0.ffn_norm": (d,)}
-    tensors = {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
-    quantised = gguf.quants.quantize(tensors["blk.0.ffn_down"], gguf.GGMLQuantizationType.Q8_0)
-    for name, values in tensors.items():
-        if name == "blk.0.ffn_down":
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(f"{name}.weight", quantised, raw_dtype=kind)
-        else:
-            writer.add_tensor(f"{name}.weight", values)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
-    writer.close()
-    return torch.tensor(gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType.Q8_0))
-
-
 def test_gguf_file_loads_dense_and_converts(tmp_path, capfd):
     values = write_gguf(tmp_path / "tiny.gguf")
     model, tokenizer = load_model(tmp_path / "tiny.gguf")
@@ -248,31 +223,114 @@ def test_missing_bundled_model_is_named(monkeypatch, tmp_path):
         load_model("twin-b")
 
 
+KNOWN = [
+    ("SmolLM2", "smollm2"),
+    (" twin-A ", "twin-a"),
+    ("Twin A", "twin-a"),
+    ("twin_a", "twin-a"),
+    ("TWINB", "twin-b"),
+    ("wide.w", "wide-w"),
+    ("twin", None),
+    ("gpt2", None),
+    ("owner/twin-a", None),
+    ("", None),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("given", "meant"), KNOWN)
+def test_known_names_in_any_writing(given, meant):
+    assert models.known_name(given) == meant
+    if meant:
+        assert models.locate(given) == models.locate(meant)
+
+
+UNKNOWN = [
+    ("smolm2", "no model 'smolm2' (did you mean 'smollm2'?); without a network there are twin-a"),
+    ("Smol LM", "did you mean 'smollm2'"),
+    ("twin-c", "did you mean 'twin-"),
+    ("twinn_a", "did you mean 'twin-a'"),
+    ("all-MiniLM-L6-v2", "did you mean 'minilm'"),
+    ("SmolLM2-135M-Instruct", "did you mean 'smollm2'"),
+    ("./nowhere", "no file or folder './nowhere'"),
+    ("~/nowhere", "no file or folder '~/nowhere'"),
+    (Path("nowhere"), "no file or folder 'nowhere'"),
+    ("weights/none.gguf", "no file or folder 'weights/none.gguf'"),
+    ("none.GGUF", "no file or folder 'none.GGUF'"),
+    ("a/b/c", "no file or folder 'a/b/c'"),
+    ("", "no name was given ('')"),
+    ("  ", "no name was given ('  ')"),
+    ("a model of mine", "'a model of mine' is no known name, file or folder, and cannot be a name"),
+    ("http://hub/x", "no file or folder 'http://hub/x'"),
+    ("modèle", "cannot be a name on the hub"),
+    ("film--reader", "cannot be a name on the hub"),
+    ("config.yaml\n", "is no known name"),
+    (__file__, "test_models.py' is no .gguf file; a model in safetensors is given by its folder"),
+]
+
+
+@pytest.mark.parametrize("ask", [load_model, load_untrained, models.locate, models.fingerprint])
+@pytest.mark.parametrize(("name", "said"), UNKNOWN)
+def test_unknown_names_are_told_without_a_network(name, said, ask, no_network, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFound, match=re.escape(said)) as caught:
+        ask(name)
+    assert str(caught.value).endswith("with one, any name on the hub.")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("smolm2", "did you mean 'smollm2'.*there are twin-a, twin-b"),
-        ("twin-c", "did you mean 'twin-"),
-        ("./nowhere", "no file or folder './nowhere'"),
-        ("weights/none.gguf", "no file or folder 'weights/none.gguf'"),
-        ("", "the folder '' has no config.json"),
+        (None, "not by None; without a network there are twin-a, twin-b"),
+        (42, "not by 42;"),
+        (["twin-a"], "not by ['twin-a'];"),
+        (b"twin-a", "not by b'twin-a';"),
+        (torch.nn.Linear(2, 2), "not by Linear(in_features=2, out_features=2, bias=True);"),
+        (torch.nn.Sequential(torch.nn.ReLU()), "not by an object of type Sequential;"),
     ],
 )
-def test_unknown_names_are_told_without_a_network(name, said, no_network):
-    with pytest.raises(ModelNotFound, match=said):
-        load_model(name)
+@pytest.mark.parametrize("ask", [load_model, load_untrained, models.locate, models.fingerprint])
+def test_a_name_of_another_type_is_told_at_once(name, said, ask, no_network):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        ask(name)
 
 
-def test_folder_without_a_model_is_told(tmp_path):
-    with pytest.raises(ModelNotFound, match="no config.json"):
-        load_model(tmp_path)
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"dtype": "float17"}, ValueError, "dtype = 'float17' is no type of weights: there are "),
+        ({"dtype": torch.int8}, ValueError, "dtype = torch.int8 is no type of weights"),
+        ({"dtype": None}, ValueError, "float32, float16, bfloat16, float64 and auto (as stored)"),
+        ({"seed": 1.5}, TypeError, "seed = 1.5, but it must be a whole number"),
+    ],
+)
+def test_options_that_cannot_be(options, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        load_untrained("twin-a", **options)
+    if "dtype" in options:
+        with pytest.raises(error, match=re.escape(said)):
+            load_model("twin-a", **options)
 
 
-def test_hub_name_without_a_network_is_told(monkeypatch):
-    def fail(*_, **__):
-        raise OSError("We couldn't connect to the hub.\nCheck your connection.")
+# ---- memory
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
-    for load in (load_model, load_untrained):
-        with pytest.raises(ModelNotFound, match="hub .We couldn't.*Without a network.*twin-a"):
-            load("gpt2-medium")
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc")
+def test_weights_of_the_stored_type_stay_in_their_file():
+    maps = lambda: [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    for dtype, mapped in (("float16", True), ("auto", True), ("float32", False)):
+        model, _ = load_model("smollm2", dtype)
+        spans = [[int(end, 16) for end in line[0].split("-")] for line in maps()
+                 if line[-1].endswith("smollm2/model.safetensors")]
+        places = {any(start <= p.data_ptr() < end for start, end in spans)
+                  for p in model.parameters()}
+        assert places == {mapped}
+        del model
+
+
+def test_untrained_weights_are_drawn_in_float32_then_converted():
+    full, half = load_untrained("twin-a", 3)[0], load_untrained("twin-a", np.int64(3), "float16")[0]
+    for one, other in zip(full.parameters(), half.parameters(), strict=True):
+        assert torch.equal(one.half(), other)
+    assert load_untrained("twin-a", dtype="auto")[0].dtype == load_model("twin-a", "auto")[0].dtype
