@@ -3,8 +3,7 @@
     python -m embspace_helpers.pretrain twin-a --data stanfordnlp/imdb --out build/twin-a
 
 The models have GPT-2's architecture (tied embeddings, no dropout, erf GELU) and share one
-byte-level BPE vocabulary. Texts: the train and unsupervised parts; every text that also stands
-in the test part is dropped, and a held-out 2 % (chosen by a hash of the text) is never trained on.
+byte-level BPE vocabulary. For their texts see `corpus`.
 """
 
 import argparse
@@ -12,20 +11,24 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from embspace_helpers.classroom.reviews import HUB_NAME, read_imdb, text_hash
+from embspace_helpers.classroom.reviews import HUB_NAME
+from embspace_helpers.reading.files import whole_file
+from embspace_helpers.workshop.corpus import prepare
+from embspace_helpers.workshop.model_card import model_card
 
-END = "<|endoftext|>"
-HELD_OUT_SHARE = 0.02
-GLIMPSE = 100_000  # held-out items for the loss curve; the figure of the model card takes all
+GLIMPSE = 100_000  # held-out tokens for the loss curve; the figure of the model card takes all
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PretrainRecipe:
     vocabulary: int = 8192
     context: int = 256
     epochs: float = 2.0
-    batch: int = 32  # sequences of `context` items per step
+    batch: int = 32  # sequences of `context` tokens per step
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup_steps: int = 200
@@ -53,81 +56,7 @@ RECIPES = {
 }
 
 
-# ---------------------------------------------------------------- data
-
-
-def read_corpus(source: str) -> tuple[list[str], list[str]]:
-    """Return (training texts, held-out texts): no duplicates, nothing that is in the test part."""
-    test = set(read_imdb("test", source)["text"])
-    texts = [t for split in ("train", "unsupervised") for t in read_imdb(split, source)["text"]]
-    texts = [t for t in dict.fromkeys(texts) if t not in test]
-    held_out = [t for t in texts if text_hash(t) < HELD_OUT_SHARE]
-    return [t for t in texts if text_hash(t) >= HELD_OUT_SHARE], held_out
-
-
-def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with `size` items, GPT-2's way (` word` is one item)."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    names = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Return one stream of item ids (uint16): every text followed by the end-of-text item."""
-    end = tokenizer.convert_tokens_to_ids(END)
-    stream = [np.empty(0, dtype=np.uint16)]
-    for start in range(0, len(texts), 2000):
-        batch = tokenizer.backend_tokenizer.encode_batch(texts[start : start + 2000])
-        stream += [np.array(e.ids + [end], dtype=np.uint16) for e in batch]
-    return np.concatenate(stream)
-
-
-def cut(source: str, work: Path, size: int, given: PreTrainedTokenizerFast | None) -> None:
-    """Read the corpus, cut it with the `given` tokenizer or a new one, and leave it in `work`."""
-    work.mkdir(parents=True, exist_ok=True)
-    train, held_out = read_corpus(source)
-    tokenizer = given or train_tokenizer(train, size)
-    tokenizer.save_pretrained(work / "tokenizer")
-    np.save(work / "train.npy", encode(train, tokenizer))
-    facts = {"train_reviews": len(train), "held_out_reviews": len(held_out),
-             "held_out_bytes": sum(len(t.encode("utf-8")) for t in held_out),
-             "trained_size": None if given else size}
-    (work / "facts.json").write_text(json.dumps(facts))
-    np.save(work / "held_out.npy", encode(held_out, tokenizer))  # written last
-
-
-def prepare(source: str, work: Path, size: int, tokenizer_from: Path | None) -> dict:
-    """Read, tokenize and cache the corpus in `work`; a second call reads the cache.
-
-    Raises ValueError for a tokenizer of more items than `size`, or a cache cut by another one.
-    """
-    given = PreTrainedTokenizerFast.from_pretrained(tokenizer_from) if tokenizer_from else None
-    if given and len(given) > size:
-        raise ValueError(f"the tokenizer of {tokenizer_from} has {len(given)} items, "
-                         f"the model has room for {size}")
-    if not (work / "held_out.npy").exists():
-        cut(source, work, size, given)
-    facts = json.loads((work / "facts.json").read_text())
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    trained = facts.pop("trained_size", len(tokenizer))  # None: the tokenizer was given
-    if (tokenizer.get_vocab() != given.get_vocab()) if given else trained != size:
-        asked = f"that of {tokenizer_from}" if given else f"one trained to {size} items"
-        raise ValueError(f"{work} holds a corpus cut by a {'trained' if trained else 'given'} "
-                         f"tokenizer of {len(tokenizer)} items, this run asks for {asked}: "
-                         "delete the folder or name another (--work)")
-    return {"tokenizer": tokenizer, "train": np.load(work / "train.npy"),
-            "held_out": np.load(work / "held_out.npy"), **facts}
-
-
-def batch_at(stream: np.ndarray, step: int, recipe: PretrainRecipe) -> torch.Tensor:
+def batch_at(stream: np.ndarray, step: int, recipe: PretrainRecipe) -> Tensor:
     """Return batch number `step`, shape (batch, context): a function of the recipe alone.
 
     Every epoch cuts the stream at another offset and visits the pieces in another order.
@@ -145,15 +74,23 @@ def batch_at(stream: np.ndarray, step: int, recipe: PretrainRecipe) -> torch.Ten
 # ---------------------------------------------------------------- training
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's default generator at `seed` inside; afterwards it goes on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def new_model(recipe: PretrainRecipe) -> GPT2LMHeadModel:
     """Return the untrained model of a recipe (GPT-2's initialisation, from the recipe's seed)."""
-    torch.manual_seed(recipe.seed)
     config = GPT2Config(
         vocab_size=recipe.vocabulary, n_positions=recipe.context, n_embd=recipe.d,
         n_layer=recipe.layers, n_head=recipe.heads, activation_function="gelu",
         embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )
-    return GPT2LMHeadModel(config)
+    with seeded(recipe.seed):
+        return GPT2LMHeadModel(config)
 
 
 def new_optimizer(model: GPT2LMHeadModel, recipe: PretrainRecipe, device: str) -> torch.optim.AdamW:
@@ -172,7 +109,7 @@ def steps_of(recipe: PretrainRecipe, stream: np.ndarray) -> tuple[int, int]:
     total = round(recipe.epochs * per_epoch)
     if total < 1:
         raise ValueError(f"the training text is too short: {recipe.epochs:g} epochs of "
-                         f"{len(stream)} items, but a batch takes {recipe.batch} x "
+                         f"{len(stream)} tokens, but a batch takes {recipe.batch} x "
                          f"{recipe.context}, and {recipe.context} are left for the offset")
     return per_epoch, total
 
@@ -193,16 +130,17 @@ def rate_at(step: int, total: int, recipe: PretrainRecipe) -> float:
     return recipe.learning_rate * min(warm, 1.0, (total - step) / max(1, total - begin))
 
 
-def loss_of(model: GPT2LMHeadModel, ids: torch.Tensor) -> torch.Tensor:
-    """Mean next-item cross-entropy in nats of a batch of shape (batch, context)."""
+def loss_of(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in nats of a batch of shape (batch, context)."""
     with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (batch, context - 1, e)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 @torch.no_grad()
-def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRecipe, device: str) -> float:
-    """Mean next-item loss in nats over the held-out stream, in pieces of `context` items."""
+def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRecipe,
+                  device: str) -> float:
+    """Mean next-token loss in nats over the held-out stream, in pieces of `context` tokens."""
     model.eval()
     rows = stream[: len(stream) // recipe.context * recipe.context].reshape(-1, recipe.context)
     rows = torch.from_numpy(rows.astype(np.int64))
@@ -211,8 +149,9 @@ def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRe
     return sum(losses) / len(rows)
 
 
-def train(model, data: dict, recipe: PretrainRecipe, out: Path, device: str, micro: int,
-          checkpoint_every: int = 100, stop_at: int | None = None, compiled=False) -> dict:
+def train(model: GPT2LMHeadModel, data: dict[str, Any], recipe: PretrainRecipe, out: Path,
+          device: str, micro: int, checkpoint_every: int = 100, stop_at: int | None = None,
+          compiled: bool = False) -> dict[str, Any]:
     """Train up to the recipe's epochs (or `stop_at` steps); resumes from `out`/checkpoint.pt.
 
     `micro`: sequences per forward pass; gradients add up over a batch. Returns the log: one
@@ -221,39 +160,27 @@ def train(model, data: dict, recipe: PretrainRecipe, out: Path, device: str, mic
     """
     per_epoch, total = steps_of(recipe, data["train"])
     if len(data["held_out"]) < recipe.context:
-        raise ValueError(f"the held-out text is too short: {len(data['held_out'])} items, the "
+        raise ValueError(f"the held-out text is too short: {len(data['held_out'])} tokens, the "
                          f"loss is taken over pieces of {recipe.context}")
-    tenth, loss_fn = max(1, per_epoch // 10), torch.compile(loss_of) if compiled else loss_of
+    loss_fn = torch.compile(loss_of) if compiled else loss_of
     model.to(device).train()
     optimizer = new_optimizer(model, recipe, device)
-    log = {"recipe": asdict(recipe), "total": total, "train_items": len(data["train"]),
-           "curve": [], "seconds": 0.0, "step": 0}
+    log: dict[str, Any] = {
+        "recipe": asdict(recipe), "total": total, "train_items": len(data["train"]),
+        "curve": [], "seconds": 0.0, "step": 0}
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         log = resume(checkpoint, model, optimizer, recipe, total, device, len(data["train"]))
-    glimpse = data["held_out"][:GLIMPSE]
-    recent = torch.tensor(log.pop("recent", 0.0), device=device)  # training loss since the last entry
+    recent = torch.tensor(log.pop("recent", 0.0), device=device)  # loss since the last entry
     begun = time.monotonic() - log["seconds"]
-    end = min(total, stop_at or total)
+    tenth, end = max(1, per_epoch // 10), min(total, stop_at or total)
     for step in tqdm(range(log["step"], end), initial=log["step"], total=total, unit="step"):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, total, recipe)
-        for part in batch_at(data["train"], step, recipe).to(device).split(micro):
-            loss = loss_fn(model, part) * len(part) / recipe.batch
-            loss.backward()
-            recent += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        parts = batch_at(data["train"], step, recipe).to(device).split(micro)
+        take_step(model, optimizer, parts, rate_at(step, total, recipe), recent, loss_fn)
         log.update(step=step + 1, seconds=time.monotonic() - begun)
         if (step + 1) % tenth == 0 or step + 1 == total:
-            steps = step + 1 - (log["curve"][-1]["step"] if log["curve"] else 0)
-            log["curve"].append({
-                "step": step + 1, "tokens": (step + 1) * recipe.batch * recipe.context,
-                "train_loss": round(float(recent) / steps, 4),
-                "held_out_loss": round(held_out_loss(model, glimpse, recipe, device), 4),
-                "seconds": round(log["seconds"]),
-            })
+            glimpse = held_out_loss(model, data["held_out"][:GLIMPSE], recipe, device)
+            log["curve"].append(log_entry(log, recipe, float(recent), glimpse))
             tqdm.write(json.dumps(log["curve"][-1]))
             recent.zero_()
         if (step + 1) % checkpoint_every == 0 or step + 1 == end:
@@ -261,19 +188,43 @@ def train(model, data: dict, recipe: PretrainRecipe, out: Path, device: str, mic
     return log
 
 
-def save_checkpoint(path: Path, model, optimizer, log: dict) -> None:
-    """Write to a neighbour first, so that a stop in between loses nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, half)
-    half.replace(path)
+def take_step(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: tuple[Tensor, ...],
+              rate: float, recent: Tensor, loss_fn: Callable[..., Tensor] = loss_of) -> None:
+    """One step on a batch, given in `parts` (micro, context); its loss is added to `recent` ()."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    size = sum(map(len, parts))
+    for part in parts:
+        loss = loss_fn(model, part) * len(part) / size
+        loss.backward()
+        recent += loss.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
-def resume(path: Path, model, optimizer, recipe: PretrainRecipe, total: int, device: str,
-           items: int) -> dict:
+def log_entry(log: dict[str, Any], recipe: PretrainRecipe, recent: float,
+              held_out: float) -> dict[str, Any]:
+    """The next entry of a log's curve; `recent`: the sum of the losses since the last one."""
+    step, before = log["step"], log["curve"][-1]["step"] if log["curve"] else 0
+    return {"step": step, "tokens": step * recipe.batch * recipe.context,
+            "train_loss": round(recent / (step - before), 4),
+            "held_out_loss": round(held_out, 4), "seconds": round(log["seconds"])}
+
+
+def save_checkpoint(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer,
+                    log: dict[str, Any]) -> None:
+    """Write model, optimizer and log, whole or not at all."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
+    with whole_file(path) as part:
+        torch.save(state, part)
+
+
+def resume(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer,
+           recipe: PretrainRecipe, total: int, device: str, tokens: int) -> dict[str, Any]:
     """Load a checkpoint into model and optimizer; returns its log.
 
-    Raises ValueError if it was made from another number of training items or with another recipe;
+    Raises ValueError if it was made from another number of training tokens or with another recipe;
     only the epochs may differ, as long as neither run has begun to lower its learning rate.
     """
     saved = torch.load(path, map_location=device, weights_only=True)
@@ -282,9 +233,10 @@ def resume(path: Path, model, optimizer, recipe: PretrainRecipe, total: int, dev
     if replace(old, epochs=recipe.epochs) != recipe or (old != recipe and begun):
         raise ValueError(f"{path} holds step {step} of a run with {old}; this run asks for "
                          f"{recipe}: delete it or choose another --out")
-    if saved["log"].setdefault("train_items", items) != items:
+    if saved["log"].setdefault("train_items", tokens) != tokens:
         raise ValueError(f"{path} holds step {step} of a run on {saved['log']['train_items']} "
-                         f"training items, this run has {items}: delete it or choose another --out")
+                         f"training tokens, this run has {tokens}: delete it or choose another "
+                         "--out")
     saved["log"].update(recipe=asdict(recipe), total=total)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
@@ -294,7 +246,8 @@ def resume(path: Path, model, optimizer, recipe: PretrainRecipe, total: int, dev
 # ---------------------------------------------------------------- what is left behind
 
 
-def write_folder(out: Path, name: str, model, data: dict, log: dict, device: str) -> None:
+def write_folder(out: Path, name: str, model: GPT2LMHeadModel, data: dict[str, Any],
+                 log: dict[str, Any], device: str) -> None:
     """Write a `from_pretrained` folder: float16 weights, tokenizer, token counts, model card.
 
     Everybody may read its files (safetensors lets only the owner).
@@ -307,90 +260,29 @@ def write_folder(out: Path, name: str, model, data: dict, log: dict, device: str
     half = GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32).to(device)
     recipe = PretrainRecipe(**log["recipe"])
     final = held_out_loss(half, data["held_out"], recipe, device)
-    (out / "README.md").write_text(model_card(name, half.to("cpu"), data, log, final, device))
+    sample = sample_text(half.to("cpu"), data["tokenizer"])
+    machine = (torch.cuda.get_device_name() if device.startswith("cuda")
+               else f"{torch.get_num_threads()} CPU threads ({platform.machine()})")
+    parameters = sum(p.numel() for p in half.parameters())
+    card = model_card(name, parameters, data, log, final, machine, sample)
+    (out / "README.md").write_text(card, encoding="utf-8")
     for file in filter(Path.is_file, out.iterdir()):
         file.chmod(0o644)
 
 
-def sample_text(model, tokenizer, prompt: str = "This movie", items: int = 80) -> str:
-    """Generate `items` items by top-50 sampling with a fixed seed."""
-    torch.manual_seed(0)
+def sample_text(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast,
+                prompt: str = "This movie", tokens: int = 80) -> str:
+    """Generate up to `tokens` tokens by top-50 sampling, seed 0, with a model on the CPU."""
     ids = tokenizer(prompt, return_tensors="pt")
-    items = min(items, model.config.n_positions - ids["input_ids"].shape[1])
-    out = model.eval().generate(**ids, max_new_tokens=items, do_sample=True, top_k=50, pad_token_id=0)
+    tokens = min(tokens, model.config.n_positions - ids["input_ids"].shape[1])
+    with seeded(0):
+        out = model.eval().generate(**ids, max_new_tokens=tokens, do_sample=True, top_k=50,
+                                    pad_token_id=0)
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
-def model_card(name: str, model, data: dict, log: dict, loss: float, device: str) -> str:
-    """Return the README.md of a trained model."""
-    recipe, curve = PretrainRecipe(**log["recipe"]), log["curve"]
-    counts = np.bincount(data["train"], minlength=recipe.vocabulary) + 1
-    unigram = -np.log(counts / counts.sum())[data["held_out"]].mean()
-    bits = loss * len(data["held_out"]) / math.log(2) / data["held_out_bytes"]
-    machine = (torch.cuda.get_device_name() if device.startswith("cuda")
-               else f"{torch.get_num_threads()} CPU threads ({platform.machine()})")
-    rows = "\n".join(f"| {p['tokens'] / 1e6:.0f} | {p['train_loss']:.3f} | {p['held_out_loss']:.3f} |"
-                     f" {math.exp(p['held_out_loss']):.1f} |" for p in curve)
-    return CARD.format(
-        name=name, r=recipe, parameters=sum(p.numel() for p in model.parameters()) / 1e6,
-        epochs=f"{recipe.epochs:g} epoch" + "s" * (recipe.epochs != 1),
-        tokens=curve[-1]["tokens"] / 1e6, epoch=len(data["train"]) / 1e6,
-        minutes=log["seconds"] / 60, machine=machine, torch=torch.__version__.split("+")[0],
-        loss=loss, perplexity=math.exp(loss), bits=bits, unigram=math.exp(unigram), rows=rows,
-        sample=sample_text(model, data["tokenizer"]).replace("\n", " "), data=data,
-    )
-
-
-CARD = """---
-license: mit
-language: en
-library_name: transformers
-pipeline_tag: text-generation
----
-# {name}
-
-A small language model of movie reviews with GPT-2's architecture, made for the course *Analyzing
-Transformers in embedding space*: to be read, not to be used. {parameters:.1f} M parameters: d = {r.d},
-{r.layers} layers, {r.heads} heads, {r.vocabulary} vocabulary items (byte-level BPE), {r.context} positions, tied
-embeddings, no dropout, erf GELU. Seed {r.seed}. Weights in float16.
-
-| | |
-| --- | --- |
-| held-out perplexity per item | **{perplexity:.2f}** ({loss:.3f} nats; {bits:.3f} bits per byte), the float16 weights |
-| the same for item frequencies alone | {unigram:.0f} |
-| tokens seen | {tokens:.1f} M ({epochs} of {epoch:.1f} M) |
-| wall time | {minutes:.0f} minutes, {machine}, torch {torch}, bf16 autocast |
-
-## Data
-The train and unsupervised parts of the Large Movie Review Dataset (IMDB), {data[train_reviews]:,} reviews after dropping
-duplicates and every text that also stands in the test part; {data[held_out_reviews]:,} more, chosen by a hash of the text, were
-held out. `<br />` removed. The data set is free to use for research with this citation:
-
-> Andrew L. Maas, Raymond E. Daly, Peter T. Pham, Dan Huang, Andrew Y. Ng, Christopher Potts. *Learning Word
-> Vectors for Sentiment Analysis.* ACL 2011.
-
-No review is part of this repository. `token_counts.json` counts every vocabulary item in the training texts.
-
-## Loss curve
-| M tokens | training loss | held-out loss | held-out perplexity |
-| --- | --- | --- | --- |
-{rows}
-
-AdamW (0.9, 0.95), learning rate {r.learning_rate:g} (warm-up of {r.warmup_steps} steps, the last {r.decay_share:.0%} down to zero), weight decay {r.weight_decay:g} on
-matrices, batches of {r.batch} x {r.context} items, gradient norm clipped at 1.
-
-## A sample (seed 0, top-50 sampling, prompt "This movie")
-> {sample}
-
-## Limits
-It knows English only as movie reviews write it, repeats what reviewers think and how they say it, prejudices and
-coarse words included, and states nothing reliably. Trained again with
-
-    python -m embspace_helpers.pretrain {name} --data stanfordnlp/imdb --epochs {r.epochs:g}
-"""
-
-
 def main(arguments: list[str] | None = None) -> None:
+    """Train the model named on the command line, from the reviews to the folder."""
     parser = argparse.ArgumentParser(prog="python -m embspace_helpers.pretrain",
                                      description="Train a bundled model; run again to resume.")
     parser.add_argument("name", choices=RECIPES)
