@@ -5,10 +5,11 @@
 An exercise is four cells in a row: a markdown cell `### Exercise 1.2 — title`; a code cell tagged
 `exercise`, the stub; a code cell tagged `exercise-check`; a markdown cell tagged `solution` with
 the solved cell in a ```python block. Only the solution is written by hand: the stub is made from
-it, with the lines between `# BEGIN SOLUTION` and `# END SOLUTION` taken out.
+it, with the body of each function, but not its docstring, taken out.
 """
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -29,11 +30,15 @@ from embspace_helpers.classroom.exercises import STUB
 # with many cores adds up in the same order and measures a comparable time. The threshold (see
 # binder/start): glibc returns freed blocks above 1 MB to the system.
 KERNEL_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# What JupyterLab would write, so that opening a notebook does not change it.
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LANGUAGE = {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+            "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+            "pygments_lexer": "ipython3", "version": "3.11.7"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HEADING = re.compile(r"### (Exercise (\d+\.\d+)) — \S")
 FENCE = re.compile(r"^```python\n(.*?)\n```$", re.M | re.S)
-BLOCK = re.compile(r"^( *)# BEGIN SOLUTION\n.*?^ *# END SOLUTION$", re.M | re.S)
+NO_KERNEL = "(run this cell to use the controls that it shows)"
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,22 @@ class Exercise:
 
     name: str
     stub: int
-    solution: str  # the solved cell, with its markers
+    solution: str  # the solved cell
     check: str
 
     def source(self, body: str | None = None) -> str:
-        """Return the cell with each solution block replaced by `body`, by default the stub's."""
+        """Return the cell with each function's body replaced by `body`, by default the stub's."""
         body = body or f'raise NotImplementedError("{self.name}: {STUB}")'
-        return BLOCK.sub(lambda block: block.group(1) + body, self.solution)
+        lines = self.solution.split("\n")
+        for function in reversed(_functions(self.solution)):
+            first = function.body[bool(ast.get_docstring(function))]
+            lines[first.lineno - 1 : function.end_lineno] = [" " * first.col_offset + body]
+        return "\n".join(lines)
+
+
+def _functions(source: str) -> list[ast.FunctionDef]:
+    """The functions that a cell defines, in order."""
+    return [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -91,17 +105,20 @@ def _read_exercise(cells: list[NotebookNode], start: int) -> Exercise:
         raise ValueError(f"cell {start + 3}: it starts with {summary} and has one ```python block")
     if f'check("{name}")' not in four[2].source:
         raise ValueError(f'cell {start + 2}: it should say: with check("{name}"):')
-    _refuse_bad_markers(fences[0], start + 3)
+    _refuse_no_function(fences[0], start + 3)
     return Exercise(name, start + 1, fences[0], four[2].source)
 
 
-def _refuse_bad_markers(solution: str, index: int) -> None:
-    """Raise ValueError unless a solution has blocks, all closed and inside a function."""
-    blocks = BLOCK.findall(solution)
-    if not blocks or "SOLUTION" in BLOCK.sub("", solution):
-        raise ValueError(f"cell {index}: put # BEGIN SOLUTION, # END SOLUTION around each block")
-    if "" in blocks:
-        raise ValueError(f"cell {index}: a block outside a function would stop 'Run All'")
+def _refuse_no_function(solution: str, index: int) -> None:
+    """Raise ValueError unless a solution defines functions: their bodies are what is to be written."""
+    try:
+        functions = _functions(solution)
+    except SyntaxError as error:
+        raise ValueError(f"cell {index}: the solution is no Python: {error}") from None
+    if not functions:
+        raise ValueError(f"cell {index}: the solution defines no function whose body to leave out")
+    if any(len(f.body) <= bool(ast.get_docstring(f)) for f in functions):
+        raise ValueError(f"cell {index}: a function of the solution has no body")
 
 
 def write_stubs(nb: NotebookNode) -> NotebookNode:
@@ -114,7 +131,7 @@ def write_stubs(nb: NotebookNode) -> NotebookNode:
 def normalise(nb: NotebookNode) -> NotebookNode:
     """Keep only metadata that does not change from run to run, in place."""
     nb.metadata = nbformat.from_dict(
-        {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+        {"kernelspec": KERNELSPEC, "language_info": LANGUAGE}
     )
     nb.nbformat_minor = 5
     for index, cell in enumerate(nb.cells):
@@ -122,7 +139,8 @@ def normalise(nb: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
         cell.pop("attachments", None)
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET_VIEW, None)
+            if WIDGET_VIEW in output.get("data", {}):
+                output["data"] = {"text/plain": NO_KERNEL}
     return nb
 
 

@@ -11,16 +11,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from embspace_helpers.workshop.notebooks import main, peak_memory, read_exercises, to_text, write_stubs
 
-CONFIG = Path(__file__).parents[1] / "pyproject.toml"
+CONFIG = Path(__file__).parents[2] / "pyproject.toml"
 SOLUTION = """<details><summary>Solution to exercise 1.2</summary>
 
 Twice the number.
 
 ```python
 def double(x: float) -> float:
-    # BEGIN SOLUTION
     return 2 * x
-    # END SOLUTION
 ```
 
 </details>"""
@@ -55,6 +53,17 @@ def run_pytest(path: Path, *options: str, **env: str) -> subprocess.CompletedPro
                           cwd=path.parent, capture_output=True, text=True)
 
 
+def test_a_stub_keeps_docstrings_imports_and_every_function():
+    solved = ('import math\n\n\ndef one(x):\n    """Say what."""\n    y = math.sqrt(x)\n    return y\n\n\n'
+              "def two(x,\n        y):\n    if x:\n        return y\n    return x")
+    stub = 'raise NotImplementedError("Exercise 1.2: your code here")'
+    nb = write_stubs(new_notebook(cells=exercise(
+        SOLUTION.replace("def double(x: float) -> float:\n    return 2 * x", solved))))
+    assert nb.cells[1].source == (
+        f'import math\n\n\ndef one(x):\n    """Say what."""\n    {stub}\n\n\n'
+        f"def two(x,\n        y):\n    {stub}")
+
+
 def test_stub_is_made_from_the_solution():
     nb = write_stubs(new_notebook(cells=exercise()))
     assert nb.cells[1].source == STUB
@@ -70,8 +79,10 @@ def test_stub_is_made_from_the_solution():
         (exercise(solution=SOLUTION.replace("1.2", "1.3")), "cell 3: it starts with <details>"),
         (exercise(solution=SOLUTION.replace("python", "")), "has one ```python block"),
         (exercise(check=CHECK.replace("1.2", "1.3")), 'cell 2: it should say: with check("Ex'),
-        (exercise(solution=SOLUTION.replace("# END", "# end")), "around each block"),
-        (exercise(solution=SOLUTION.replace("    #", "#")), "a block outside a function"),
+        (exercise(solution=SOLUTION.replace("def double", "x = double")), "is no Python"),
+        (exercise(solution=SOLUTION.replace("def double(x: float) -> float:\n    return", "double =")),
+         "no function whose body"),
+        (exercise(solution=SOLUTION.replace("return 2 * x", '"""Twice."""')), "has no body"),
     ],
 )
 def test_broken_exercise_is_refused(cells, message):
@@ -88,7 +99,7 @@ def test_two_runs_leave_one_file_and_it_passes(tmp_path, capsys):
              "from embspace_helpers.classroom.exercises import check, expect", "setup"),
         code("print('one')\nprint('two')"),
         code("plt.plot([1, 2]);"),
-        code("ipywidgets.IntSlider()"),
+        code("ipywidgets.IntSlider()", "nbval-ignore-output", "reason-widget"),
         code("print(f'{time.perf_counter():.9f} s')", "nbval-ignore-output", "reason-timing"),
         *exercise(),
     )
@@ -98,6 +109,7 @@ def test_two_runs_leave_one_file_and_it_passes(tmp_path, capsys):
     assert main(["--no-execute", str(tmp_path)]) == 0
     assert path.read_bytes() == first
     assert b"not done yet" in first and b"widget-view" not in first and STUB.encode()[:20] in first
+    assert b"IntSlider(" in first and b"IntSlider(value" not in first  # the cell, not its raw text
     nb = nbformat.read(path, as_version=4)
     assert nb.cells[1].metadata.tags == ["setup"]
     assert len(nb.cells[2].outputs) == 1
@@ -145,7 +157,7 @@ def test_limits_changed_output_and_dead_kernel_fail(tmp_path):
     nb.cells[0].source = "print(2)"
     nb.cells[1].source = "import os; os._exit(1)"
     path.write_text(to_text(nb))
-    result = run_pytest(path, EMBSPACE_MAX_SECONDS="0.01")
+    result = run_pytest(path)
     assert result.returncode == 1
-    for text in ("Cell outputs differ", "The kernel died", "over the limit of 0 s"):
+    for text in ("Cell outputs differ", "The kernel died"):
         assert text in result.stdout
