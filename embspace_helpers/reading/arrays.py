@@ -27,6 +27,18 @@ def gram(E: Tensor, chunk: int = 4096) -> Tensor:
     return sum(((part := c.double()) @ part.T for c in E.split(chunk, dim=1)), zero)
 
 
+def row_sums(E: Tensor, chunk: int = 4096) -> Tensor:
+    """The sums of E's rows, (d,), in float64, without a copy of E in it."""
+    return torch.stack([c.sum(1, dtype=torch.float64) for c in E.split(chunk, dim=1)]).sum(0)
+
+
+def all_finite(x: Tensor, chunk: int = 2**20) -> bool:
+    """Whether no entry is NaN or infinite; `x.isfinite()` takes memory for copies of x."""
+    x = x.T if x.ndim == 2 and x.T.is_contiguous() else x
+    parts = (c.float() if c.element_size() < 4 else c for c in x.flatten().split(chunk) if len(c))
+    return all(bool(end.isfinite()) for part in parts for end in part.aminmax())
+
+
 def as_vectors(x: Any, d: int, dtype: torch.dtype = torch.float32, name: str = "") -> Tensor:
     """Return x as a tensor (d,) or (n, d) of `dtype`: a tensor, numpy array or lists of numbers.
 

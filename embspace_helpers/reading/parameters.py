@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from embspace_helpers.reading.arrays import as_index
+from embspace_helpers.reading.arrays import all_finite, as_index
 from embspace_helpers.reading.architectures import Affine, affine, architecture_of
 from embspace_helpers.reading.factored import FactoredMatrix
 
@@ -50,7 +50,7 @@ class Parameters:
         self.d_ff = affine(self.entry.value(self.blocks[0])).weight.shape[1]
         self.key_kinds = tuple(self.entry.keys(self.blocks[0]))
         self.groups = (*self.key_kinds, "V", "W_Q", "W_K", "W_V", "W_O")
-        bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+        bad = [name for name, p in model.named_parameters() if not all_finite(p)]
         if bad:
             raise ValueError(f"weights are not finite (NaN or infinity) in {', '.join(bad[:3])}"
                              f"{' and more' if len(bad) > 3 else ''}: the file may be damaged")

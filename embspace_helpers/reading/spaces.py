@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embspace_helpers.reading.arrays import as_count, as_vector, as_vectors, gram, one_thread
+from embspace_helpers.reading.arrays import (
+    all_finite,
+    as_count,
+    as_vector,
+    as_vectors,
+    gram,
+    one_thread,
+    row_sums,
+)
 from embspace_helpers.reading.factored import FactoredMatrix
 from embspace_helpers.reading.ranking import top_k
 from embspace_helpers.reading.tables import WordTable
@@ -39,7 +47,7 @@ class Space:
         if E.shape[1] != len(vocabulary):
             raise ValueError(f"E has {E.shape[1]} columns, the vocabulary {len(vocabulary)} tokens: "
                              "they belong to different models")
-        if not E.isfinite().all():
+        if not all_finite(E):
             raise ValueError("E has NaN or infinite entries: the weights may be damaged")
         if map is not None and map.shape != (len(E), len(E)):
             raise ValueError(f"the map must be (d, d) with d = {len(E)}, got {tuple(map.shape)}")
@@ -210,10 +218,11 @@ class Space:
         """Mean (d,) and covariance (d, d) of the kept tokens' columns of E, in float64."""
         n, few = len(self.ids), self.dropped
         if self._most_kept:  # less work: all columns less those dropped
-            total = self.E.sum(1, dtype=torch.float64) - self.E[:, few].sum(1, dtype=torch.float64)
+            total = row_sums(self.E) - row_sums(self.E[:, few])
             squares = self.gram - gram(self.E[:, few])
         else:
-            total, squares = self.E[:, self.ids].sum(1, dtype=torch.float64), gram(self.E[:, self.ids])
+            kept = self.E[:, self.ids]
+            total, squares = row_sums(kept), gram(kept)
         mean = total / n
         return mean, (squares - n * torch.outer(mean, mean)) / max(n - 1, 1)
 
