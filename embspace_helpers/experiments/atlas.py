@@ -213,24 +213,36 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
     Raises ValueError for a damaged or foreign file, an older version or another vocabulary.
     """
     try:
-        table = parquet.read_table(path, page_checksum_verification=True)
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            about = dict(file.schema_arrow.metadata or {})
+            if about.get(b"version", b"").decode() != VERSION:
+                raise ValueError(f"{path} is no atlas of version {VERSION}, but of "
+                                 f"{about.get(b'version', b'another kind').decode()}: build it anew")
+            others = [name for name in file.schema_arrow.names if name not in ("words", "scores")]
+            rows = file.read(others).to_pandas()
+            ids, scores = _lists(file, "words"), _lists(file, "scores")
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged or no atlas: {error}") from None
-    about = dict(table.schema.metadata or {})
+    pa.default_memory_pool().release_unused()  # what decompression took: as much as the lists
     C = torch.tensor(np.frombuffer(about.pop(b"covariance", b""), dtype="float32"))
     about = {key.decode(): value.decode() for key, value in about.items()}
-    if about.get("version") != VERSION:
-        raise ValueError(f"{path} is no atlas of version {VERSION}, but of "
-                         f"{about.get('version', 'another kind')}: build it anew")
-    words, scores = (table[name].combine_chunks() for name in ("words", "scores"))
-    ids, scores = (part.flatten().to_numpy().reshape(len(table), -1) for part in (words, scores))
     if ids.max() >= len(vocabulary):
         raise ValueError(f"{path} is about more than the {len(vocabulary)} tokens of the vocabulary")
-    rows, d = table.drop_columns(["words", "scores"]).to_pandas(), math.isqrt(len(C))
-    pa.default_memory_pool().release_unused()  # what decompression took: three times the table
+    d = math.isqrt(len(C))
     return Atlas(rows, ids, scores, C.reshape(d, d), vocabulary, about)
+
+
+def _lists(file: parquet.ParquetFile, column: str) -> np.ndarray:
+    """A column of lists as an array (rows, k), filled a part at a time: nothing is held twice."""
+    kind, start = file.schema_arrow.field(column).type, 0
+    size = (file.metadata.num_rows, kind.list_size)
+    lists = np.empty(size, kind.value_type.to_pandas_dtype())
+    for batch in file.iter_batches(2**14, columns=[column]):
+        lists[start:start + len(batch)] = batch[0].flatten().to_numpy().reshape(len(batch), -1)
+        start += len(batch)
+    return lists
 
 
 # ---- known models
