@@ -4,16 +4,27 @@
         expect(double(3), 6, hint="Twice the number, whatever the number.")
 """
 
+import ast
+import inspect
+import keyword
 import os
+import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-import numpy as np
+from embspace_helpers.classroom.answers import difference
 
 STUB = "your code here"  # how the NotImplementedError of an untouched exercise ends
+NOT_CELLS = ("<frozen ", "<string>", "<__array_function__", "<eval_with_key>")  # nor files
 _STRICT = ContextVar("strict", default=False)
+
+
+class WrongAnswer(AssertionError):
+    """An answer that `expect` does not accept; the message says what it is and should be."""
 
 
 @contextmanager
@@ -31,16 +42,34 @@ def check(name: str) -> Iterator[None]:
     """Run the block, print how the exercise stands, and never stop a notebook's "Run All".
 
     Prints one of: passed; not done yet; not yet, with what is wrong; the learner's own error,
-    with its line. Under `strict()` the error is raised instead.
+    with its line; that the cell as it was last run could not be read, so that the block ran an
+    older function. Under `strict()` the error is raised instead.
     """
+    problem = None if _STRICT.get() else _unread_cell()
     try:
         yield
     except Exception as error:
         if _STRICT.get():
             raise
-        print(f"{name}: {_verdict(error)}")
+        print(f"{name}: {problem or _verdict(error)}")
     else:
-        print(f"{name}: passed.")
+        print(f"{name}: {problem or 'passed.'}")
+
+
+def expect(actual: object, expected: object, hint: str = "", atol: float = 1e-5) -> None:
+    """Raise WrongAnswer, saying what differs and then `hint`, unless the two are the same.
+
+    Each may be a string, a number, a boolean, a list, tuple, set or dictionary of these, or an
+    array or tensor of any shape; a list, an array and a tensor of the same numbers are the same.
+    Numbers agree when they differ by at most `atol`, or by 1e-5 of the expected one. The hint is
+    about the value: it is left out where the answer is of another kind.
+    """
+    found = difference(actual, expected, atol)
+    if found is not None:
+        raise WrongAnswer(found.text + (f"\n  Hint: {hint}" if hint and found.of_value else ""))
+
+
+# ---- what went wrong
 
 
 def _verdict(error: Exception) -> str:
@@ -49,86 +78,83 @@ def _verdict(error: Exception) -> str:
         return (
             "not done yet. Write your code in the cell above, run it, then run this cell again."
         )
-    frame = _learners_frame(error)
+    if isinstance(error, WrongAnswer):
+        return f"not yet. {error}"
+    frame, in_check = _learners_frame(error)
     if isinstance(error, AssertionError):
         return f"not yet. {str(error) or f'This does not hold: {frame.line}'}"
-    return (
-        f"your code stopped with {type(error).__name__}: {error}\n"
-        f"  in {frame.name}, line {frame.lineno}: {frame.line}"
-    )
+    if in_check and isinstance(error, NameError):
+        return f"not yet. {error}: run the cell above, then run this cell again."
+    place = f"\n  in {frame.name}, line {frame.lineno}: {frame.line}"
+    what = f"{type(error).__name__}: {_cut(str(error))}"
+    if in_check:
+        return f"not yet. What your code returned cannot be used as it should ({what}){place}"
+    return f"your code stopped with {what}{place}"
 
 
-def _learners_frame(error: Exception) -> traceback.FrameSummary:
-    """Return the innermost frame that is in a notebook cell: the code of a cell is in no file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f for f in reversed(frames) if not os.path.exists(f.filename)), frames[-1])
+def _learners_frame(error: Exception) -> tuple[traceback.FrameSummary, bool]:
+    """The innermost frame in a notebook cell, and whether it is the block of `check` itself.
 
-
-def expect(actual: object, expected: object, hint: str = "", atol: float = 1e-5) -> None:
-    """Raise AssertionError, saying what differs and then `hint`, unless the two are the same.
-
-    expected: a string, a set, a dictionary, a list of strings, a boolean, a number, or an array
-    or tensor of any shape. Numbers agree when they differ by at most `atol`, or by 1e-5 of the expected one.
+    The code of a cell is in no file. The first frame is that of `check`, the second its block.
     """
-    if actual is None:
-        problem = "Your code returned nothing (None): is a `return` missing?"
-    elif isinstance(expected, str | set | dict):
-        problem = "" if actual == expected else f"The answer is {actual!r}, not {expected!r}."
-    elif _is_strings(expected):
-        problem = _strings_differ(actual, list(expected))
-    else:
-        problem = _numbers_differ(actual, _array(expected), atol)
-    if problem:
-        raise AssertionError(f"{problem} {hint}".strip())
+    frames = traceback.extract_tb(error.__traceback__)
+    cells = [i for i, frame in enumerate(frames) if not os.path.exists(frame.filename)
+             and not frame.filename.startswith(NOT_CELLS)]
+    return (frames[cells[-1]], cells[-1] == 1) if cells else (frames[-1], False)
 
 
-def _is_strings(values: object) -> bool:
-    """True for a list or tuple that holds strings, at least one, and nothing else."""
-    return isinstance(values, list | tuple) and bool(values) and all(
-        isinstance(value, str) for value in values
-    )
+def _cut(text: str) -> str:
+    """At most 300 characters of a message."""
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def _array(values: object) -> np.ndarray:
-    """Return numbers of any kind as an array: tensors of any type and device, lists, scalars."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values
-    return np.asarray(values)
+# ---- the cell that was run last
 
 
-def _strings_differ(actual: object, expected: list[str]) -> str:
-    """Name the first difference of two lists of strings, "" if there is none."""
-    if not isinstance(actual, list | tuple):
-        return f"The answer is of type {type(actual).__name__}, it should be a list of strings."
-    for index, (mine, right) in enumerate(zip(actual, expected, strict=False)):
-        if mine != right:
-            return f"Item {index} is {mine!r}, it should be {right!r}."
-    if len(actual) != len(expected):
-        return f"The list has {len(actual)} items, it should have {len(expected)}."
-    return ""
+def _unread_cell() -> str | None:
+    """What keeps the last version of the learner's cell from being the one that is checked.
+
+    A cell that Python cannot read, or that stops above its function, leaves an older function in
+    force: without a word about it, that one would be judged. None outside of IPython.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    *cells, this = shell.history_manager.input_hist_raw if shell else [""]
+    for name in dict.fromkeys(re.findall(r"\b([^\W\d]\w*)\s*\(", this)):
+        function = inspect.unwrap(shell.user_ns.get(name)) if shell else None
+        if inspect.isfunction(function) and not os.path.exists(function.__code__.co_filename):
+            if problem := _why_not_read(function, name, cells, shell):
+                return problem
+    return None
 
 
-def _numbers_differ(actual: object, expected: np.ndarray, atol: float) -> str:
-    """Name the first difference of two arrays of numbers or booleans, "" if there is none."""
+def _why_not_read(function: Any, name: str, cells: list[str], shell: Any) -> str | None:
+    """Why a function of a cell is not the one in the last cell that defines it; None if it is."""
+    again = "run it, then run this cell again."
+    for cell in reversed(cells):
+        try:
+            tree = ast.parse(shell.transform_cell(cell))
+        except SyntaxError as error:
+            if _means_to_define(cell, name):
+                place = f"\n  line {error.lineno}: {(error.text or '').strip()}"
+                return (f"not yet. Python cannot read your cell, so it was not run "
+                        f"({type(error).__name__}: {error.msg}); mend it, {again}{place}")
+            continue
+        if any(isinstance(part, ast.FunctionDef) and part.name == name for part in tree.body):
+            return None if _source(function) in cell else (
+                f"not yet. Your cell stopped before it reached {name}, so an older one was asked; "
+                f"mend what its error message names, {again}")
+    return None
+
+
+def _source(function: Any) -> str:
+    """The source of a function, "" where it cannot be had."""
     try:
-        array = _array(actual)
-    except ValueError:  # a ragged list
-        array = np.asarray(None)
-    kinds = "b" if expected.dtype.kind == "b" else "biuf"
-    if array.dtype.kind not in kinds:
-        wanted = "True or False" if kinds == "b" else "numbers"
-        return f"The answer is {actual!r} ({type(actual).__name__}), it should be {wanted}."
-    if array.shape != expected.shape:
-        return f"The shape is {array.shape}, it should be {expected.shape}."
-    close = np.isclose(array.astype(float), expected.astype(float), atol=atol, equal_nan=True)
-    if close.all():
+        return inspect.getsource(function).strip()
+    except (OSError, TypeError):
         return ""
-    index = tuple(int(i) for i in np.argwhere(~close)[0])
-    place = f"At index {index[0] if len(index) == 1 else index} the" if index else "The"
-    return f"{place} value is {_show(array[index])}, it should be {_show(expected[index])}."
 
 
-def _show(value: np.generic) -> str:
-    """Write a number in at most seven digits."""
-    return f"{value:.7g}" if value.dtype.kind == "f" else str(value)
+def _means_to_define(cell: str, name: str) -> bool:
+    """True for a cell with a line that defines a function, if in a misspelt way ("deff f(x):")."""
+    words = re.findall(rf"^\s*(\w+)\s+{name}\b", cell, re.MULTILINE)
+    return any(word == "def" or not keyword.iskeyword(word) for word in words)
