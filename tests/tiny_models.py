@@ -44,8 +44,9 @@ def random(*shape, seed=0, dtype=torch.float64):
 
 def close(actual, expected, tolerance=EXACT):
     """Assert that numbers of any kind agree, relative to their size or to 1."""
-    actual, expected = (x.detach() if isinstance(x, torch.Tensor) else x for x in (actual, expected))
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), tolerance, tolerance)
+    actual, expected = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x)
+                        for x in (actual, expected))
+    np.testing.assert_allclose(actual, expected, tolerance, tolerance)
 
 
 class Sizes(TorchDispatchMode):
@@ -89,7 +90,8 @@ def word_piece(pieces, **special):
 def sentence_piece(pieces, **special):
     """A tokenizer with SentencePiece's kind of pieces, ▁ for a space; the first is unknown."""
     model = models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0)
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token=pieces[0], **special)
+    tokenizer = Tokenizer(model)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=pieces[0], **special)
 
 
 def vocabulary_of(items, counts=None):
@@ -167,7 +169,8 @@ class RMSNorm(nn.Module):
     """A root-mean-square norm in the precision of what it gets."""
 
     def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        size = (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
+        return self.weight * x / size
 
 
 class Rotation(nn.Module):

@@ -6,6 +6,7 @@ from inspect import getattr_static
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def as_vectors(x: Any, d: int, dtype: torch.dtype = torch.float32, name: str = "
     """
     if not isinstance(x, Tensor):
         try:
-            x = torch.as_tensor(x, dtype=None if hasattr(x, "dtype") else dtype)
+            x = torch.from_numpy(np.array(x))  # a copy: pandas' arrays may be locked
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"expected vectors of numbers, (d,) or (n, d) with d = {d}, got{name} "
                              f"{type(x).__name__} {str(x)[:40]!r}") from None
