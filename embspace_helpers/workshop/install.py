@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "binder" / "constraints.txt"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 SILENCE, PATIENCE = 5, 10  # seconds: for one answer of that host, and for asking it at all
+ONCE_MORE = ("--timeout", "15", "--retries", "1")  # for the download: a host may fall silent
 CPU_DISK, CUDA_DISK = 2.0, 8.0  # GB that the environment takes with either build of torch
 SOURCES = re.compile(r"(--(index-url|extra-index-url|find-links|no-index|pypi-url)\b|-[if])")
 
@@ -88,7 +89,8 @@ def install_torch(torch: str, flags: list[str]) -> bool:
         say(f"no answer with torch {torch}+cpu.")
         return False
     say("torch's CPU build is there: 190 MB to download.")
-    if pip("install", *flags, "--no-deps", "--index-url", index, f"torch=={torch}+cpu"):
+    command = ["install", *ONCE_MORE, *flags, "--no-deps", "--index-url", index]
+    if pip(*command, f"torch=={torch}+cpu"):
         return True
     say("the CPU build could not be downloaded.")
     return False

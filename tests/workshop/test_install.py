@@ -146,7 +146,7 @@ def forbid(*_):
 def test_on_linux_the_cpu_build_comes_first(calls, capsys):
     main([])
     torch = ("--no-deps", "--index-url", installing.TORCH_INDEX, f"torch=={TORCH}+cpu")
-    assert calls == [("install", *torch), ALL]
+    assert calls == [("install", *installing.ONCE_MORE, *torch), ALL]
     said = capsys.readouterr().out
     assert "2 GB of disk" in said and "minutes" in said and "CPU build is there" in said
 
@@ -194,8 +194,8 @@ def test_a_source_that_the_user_names_is_the_source(calls, monkeypatch, flag):
 def test_a_mirror_is_asked_instead_and_none_when_empty(calls, monkeypatch):
     monkeypatch.setenv("EMBSPACE_TORCH_INDEX", "https://mirror.invalid")
     main(["--proxy", "p"])
-    assert calls[0][:6] == ("install", "--proxy", "p", "--no-deps", "--index-url",
-                            "https://mirror.invalid")
+    torch = ("--proxy", "p", "--no-deps", "--index-url", "https://mirror.invalid")
+    assert calls[0] == ("install", *installing.ONCE_MORE, *torch, f"torch=={TORCH}+cpu")
     monkeypatch.setenv("EMBSPACE_TORCH_INDEX", "")
     monkeypatch.setattr(installing, "has_cpu_build", forbid)
     main([])
