@@ -1,4 +1,4 @@
-"""The course's figure style: colour-blind safe, legible, every figure with a takeaway for a title."""
+"""The course's figure style: colour-blind safe, legible, every title a takeaway."""
 
 from collections.abc import Sequence
 
@@ -41,12 +41,14 @@ def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
     return figure, list(axes[0])
 
 
-def curve(ax: Axes, x: Sequence, y: Sequence, intervals: Sequence[tuple[float, float]] | None = None,
-          label: str | None = None, index: int = 0, control: bool = False) -> None:
+def curve(ax: Axes, x: Sequence, y: Sequence,
+          intervals: Sequence[tuple[float, float]] | None = None, label: str | None = None,
+          index: int = 0, control: bool = False) -> None:
     """One curve with its 95 % band; `index` picks colour and marker, a control is grey, dashed."""
     colour = GREY if control else COLOURS[index % len(COLOURS)]
     ax.plot(x, y, color=colour, label=label, linestyle="--" if control else "-",
-            marker=None if control else MARKERS[index % len(MARKERS)], linewidth=1.8, markersize=4.5)
+            marker=None if control else MARKERS[index % len(MARKERS)], linewidth=1.8,
+            markersize=4.5)
     if intervals is not None:
         low, high = zip(*intervals)
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -178,8 +180,8 @@ def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float
     "permuted" are the control, grey and dashed. Panels are those of the first curve.
     """
     groups = list(next(iter(curves.values()))["group"].unique())
-    figure, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], width=12, height=3.5,
-                          share_y=True)
+    _, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], width=12, height=3.5,
+                     share_y=True)
     for ax, group in zip(axes, groups):
         index = 0
         for label, table in curves.items():

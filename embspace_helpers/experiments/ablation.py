@@ -8,11 +8,13 @@ compare the logits of the words read with those of other words as frequent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from embspace_helpers.experiments.caches import check_kept, kept
 from embspace_helpers.reading.activations import (
     ActivationCache,
     Tokens,
@@ -20,7 +22,9 @@ from embspace_helpers.reading.activations import (
     set_neurons,
     set_values,
 )
+from embspace_helpers.reading.arrays import as_count, as_index
 from embspace_helpers.reading.model import Model
+from embspace_helpers.reading.ranking import top_k
 from embspace_helpers.reading.vocabulary import Vocabulary
 
 
@@ -83,19 +87,24 @@ def matched_words(columns: Tensor, ranks: Tensor, near: int = 15, seed: int = 0)
 def effects(change: Tensor, columns: Tensor, ranks: Tensor, seed: int = 0) -> Effects:
     """Effects from the changes of logits (n, m) over m words; words read: columns (n, k).
 
-    `ranks` (m,): the words' `frequency_ranks`. Raises what `matched_words` raises, and ValueError for
-    a single case, which has no other one to compare with.
+    `ranks` (m,): the words' `frequency_ranks`. Raises what `matched_words` raises, and ValueError
+    for a single case, which has no other one to compare with.
     """
     if len(columns) < 2:
         raise ValueError(f"{len(columns)} case: effects need at least 2, one is another's control")
     matched = matched_words(columns, ranks, seed=seed)
-    sets = [columns, matched, columns.roll(1, 0), matched.roll(1, 0)]
-    return Effects(*(change.gather(1, c).mean(1) for c in sets), change.std(1))
+    own, other = change.gather(1, columns).mean(1), change.gather(1, columns.roll(1, 0)).mean(1)
+    own_matched = change.gather(1, matched).mean(1)
+    other_matched = change.gather(1, matched.roll(1, 0)).mean(1)
+    return Effects(own, own_matched, other, other_matched, change.std(1))
 
 
 def used_signs(cache: ActivationCache, layer: int) -> Tensor:
-    """The sign of every neuron's largest coefficient, (d_ff,): with -1 it writes -v."""
-    used = cache.neurons[layer]
+    """The sign of every neuron's largest coefficient, (d_ff,): with -1 it writes -v.
+
+    Raises ValueError for a cache without neurons.
+    """
+    used = kept(cache, "neurons", layer)
     largest = used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0)
     return torch.where(largest < 0, -1.0, 1.0).to(used.dtype)
 
@@ -108,11 +117,14 @@ def ablate_neurons(model: Model, cache: ActivationCache, layer: int, neurons: Te
     For each of `neurons` (n,), at the `contexts` positions of `cache` (with states and neurons)
     where its coefficient is largest with its `used_signs`. Both (n, m), means over the positions,
     at these positions. "direct": what it would be if later layers wrote what they wrote before.
-    Raises ValueError for a model without a final norm, or a cache that lacks something.
+    Raises ValueError for a model without a final norm, a cache that lacks something, neurons that
+    do not exist, or more `contexts` than the cache has positions.
     """
-    _check_kept(cache)
-    signed = cache.neurons[layer][:, neurons] * used_signs(cache, layer)[neurons]
-    at = signed.topk(contexts, dim=0).indices.T  # (n, contexts)
+    check_kept(cache, ("states", "neurons"))
+    contexts = as_count(contexts, len(cache), "contexts", "positions")
+    neurons = _existing(model, neurons)
+    signed = kept(cache, "neurons", layer)[:, neurons] * used_signs(cache, layer)[neurons]
+    at = top_k(signed.T, contexts)[1]  # (n, contexts)
     return _set(model, cache, layer, neurons, at, torch.zeros(len(neurons)), ids)
 
 
@@ -121,10 +133,14 @@ def activate_neurons(model: Model, cache: ActivationCache, layer: int, neurons: 
                      ids: Tensor, contexts: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     """As `ablate_neurons`, but set to the neuron's largest coefficient, where it was silent.
 
-    The positions are drawn at random from the half where its coefficient was smallest.
+    The positions are drawn at random, some perhaps twice, from the half where its coefficient was
+    smallest. Raises ValueError as `ablate_neurons`, and for a cache of a single position.
     """
-    _check_kept(cache)
-    used = cache.neurons[layer][:, neurons]  # (positions, n)
+    check_kept(cache, ("states", "neurons"))
+    neurons, contexts = _existing(model, neurons), as_count(contexts, name="contexts")
+    if len(cache) < 2:
+        raise ValueError("a cache of one position has none where a neuron was silent")
+    used = kept(cache, "neurons", layer)[:, neurons]  # (positions, n)
     largest = used.gather(0, used.abs().argmax(0, keepdim=True)).squeeze(0)  # (n,)
     silent = used.abs().argsort(0)[: len(used) // 2]  # (positions / 2, n)
     drawn = torch.randint(len(silent), (contexts, len(neurons)),
@@ -137,27 +153,30 @@ def _set(model: Model, cache: ActivationCache, layer: int, neurons: Tensor, at: 
          value: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Set neurons (n,) to values (n,) at cache positions (n, contexts): two changes, (n, m)."""
     p, norm, (n, contexts) = model.parameters, _final_norm(model), at.shape
+    used = kept(cache, "neurons", layer)
     flat, neuron = at.flatten(), neurons.repeat_interleave(contexts)
-    value = value.repeat_interleave(contexts).to(cache.neurons.dtype)
+    value = value.repeat_interleave(contexts).to(used.dtype)
     position = cache.position[flat]
     texts = [cache.tokens[t][: i + 1] for t, i in zip(cache.text[flat].tolist(), position.tolist())]
 
-    def change(chosen):
+    def change(chosen: Tensor) -> AbstractContextManager:
         return set_neurons(model, layer, torch.arange(len(chosen)), position[chosen],
                            neuron[chosen], value[chosen])
 
-    state = cache.states[-1][flat]  # (n contexts, d), in front of the final norm
-    more = (value - cache.neurons[layer][flat, neuron])[:, None] * p.V(layer)[neuron]
+    state = kept(cache, "states")[-1, flat]  # (n contexts, d), in front of the final norm
+    more = (value - used[flat, neuron])[:, None] * p.V(layer)[neuron]
     before, direct = norm(state), norm(state + more)
     after = final_states(model, texts, position, change)
-    return tuple((x - before).unflatten(0, (n, contexts)).mean(1) @ p.E_out[:, ids]
-                 for x in (after, direct))
+    actual, direct = ((x - before).unflatten(0, (n, contexts)).mean(1) @ p.E_out[:, ids]
+                      for x in (after, direct))
+    return actual, direct
 
 
-def _check_kept(cache: ActivationCache) -> None:
-    if cache.states is None or cache.neurons is None:
-        raise ValueError("the cache needs states and neurons: capture(..., keep=('states', "
-                         "'neurons'))")
+def _existing(model: Model, neurons: Tensor) -> Tensor:
+    """The numbers of neurons as a tensor (n,). Raises ValueError for one that is none."""
+    d_ff = model.parameters.d_ff
+    return torch.tensor([as_index(neuron, d_ff, "neuron") for neuron in neurons],
+                        dtype=torch.long)
 
 
 @torch.no_grad()
@@ -174,7 +193,7 @@ def ablate_values(model: Model, tokens: Tokens, layer: int, head: int,
     position = torch.tensor([[p + i for i in range(reach + 1)] for _, p in at])  # (n, reach + 1)
     texts = [tokens[t][: p + reach + 1] for t, p in at]
 
-    def change(chosen):
+    def change(chosen: Tensor) -> AbstractContextManager:
         return set_values(model, layer, torch.arange(len(chosen)), position[chosen, 0], head)
 
     moved = final_states(model, texts, position, change) - final_states(model, texts, position)
@@ -186,7 +205,8 @@ def first_positions(tokens: Tokens, ids: Tensor, room: int = 8) -> dict[int, tup
 
     Left out are first positions of texts, and positions with fewer than `room` tokens after them.
     """
-    column, found = {token: i for i, token in enumerate(ids.tolist())}, {}
+    column = {token: i for i, token in enumerate(ids.tolist())}
+    found: dict[int, tuple[int, int]] = {}
     for text, row in enumerate(tokens):
         for position in range(1, len(row) - room):
             if row[position] in column:

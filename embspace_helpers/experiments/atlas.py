@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,12 +27,21 @@ from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_vec
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.judge import JUDGES
 from embspace_helpers.reading.model import Model, load
-from embspace_helpers.reading.models import cache_folder, fingerprint, hub_errors, locate, quiet
+from embspace_helpers.reading.models import (
+    cache_folder,
+    fingerprint,
+    hub_errors,
+    known_name,
+    locate,
+    quiet,
+)
+from embspace_helpers.reading.ranking import top_k
 from embspace_helpers.reading.tables import WordTable
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary
 
 VERSION = "1"  # of the file: raise it when the same weights would give another atlas
 SIGNS = {1: "+", -1: "−"}
+SHOWN = 8  # words of a row in the table that a search gives
 
 
 class Hits(pd.DataFrame):
@@ -82,28 +91,30 @@ class Atlas:
 
         A word means every token that reads so up to case and leading space (the best placed one
         counts); a piece of a word is asked for as shown, "-ing". Words in one string are parted by
-        spaces or commas. `groups`, `layers`, `sign` (1 or -1) choose rows. The words that were
-        asked for stand first in a list. Index of the result: the row in `rows`. Raises ValueError,
-        with the nearest tokens, for a word that is none, and for a choice that is not there.
+        spaces or commas, and count once, however often they are asked for. `groups`, `layers`,
+        `sign` (1 or -1) choose rows. The words that were asked for stand first in a list. Index of
+        the result: the row in `rows`. Raises ValueError, with the nearest tokens, for a word that
+        is none, and for a choice that is not there.
         """
         n = as_count(n, name="n")
-        asked = dict.fromkeys(w for given in _flat(words) for w in re.split(r"[\s,;]+", given) if w)
-        if not asked:
+        asked = dict.fromkeys(w for given in _flat(words) for w in re.split(r"[\s,;]+", given))
+        meanings = dict.fromkeys(tuple(self._same(word)) for word in asked if word)
+        if not meanings:
             raise ValueError(f"search needs at least one word, got {words!r}")
         chosen = self._choose(groups, layers, sign)
         found = np.zeros(len(self.rows), dtype=int)
         total = np.zeros(len(self.rows), dtype="float32")
-        places = {}
-        for word in asked:
-            row, place = np.isin(self.ids, self._same(word), kind="sort").nonzero()  # least memory
+        places = []
+        for same in meanings:
+            row, place = np.isin(self.ids, same, kind="sort").nonzero()  # "sort": least memory
             row, first = np.unique(row, return_index=True)  # lists are sorted: first is best
             found[row] += 1
             total[row] += self.scores[row, place[first]]
-            places[word] = dict(zip(row.tolist(), place[first].tolist()))
+            places.append(dict(zip(row.tolist(), place[first].tolist())))
         hits = np.flatnonzero((found > 0) & chosen)
         best = hits[np.lexsort((-total[hits], -found[hits]))][:n]
-        asked_for = {row: [at[row] for at in places.values() if row in at] for row in best.tolist()}
-        return self._show(best, asked_for, score=total[best])
+        leading = {row: [at[row] for at in places if row in at] for row in best.tolist()}
+        return self._show(best, leading, score=total[best])
 
     def like(self, vector: Any, model: Model, n: int = 10,
              groups: str | Iterable[str] | None = None,
@@ -124,30 +135,40 @@ class Atlas:
         along = C @ vector  # (d,)
         chosen = self.rows[self._choose(groups, layers, 1)]
         for (layer, group), part in chosen.groupby(["layer", "group"], observed=True, sort=False):
-            x, _ = group_vectors(model.parameters, group, int(layer), int(self.about["directions"]))
-            x = x.float()  # (m, d)
+            x = group_vectors(model.parameters, group, int(layer),
+                              int(self.about["directions"]))[0].float()  # (m, d)
             variance = ((x @ C) * x).sum(1) * (along @ vector)  # (m,)
             found.append((x @ along / variance.sqrt()).nan_to_num(0, 0, 0))
             index.append(torch.tensor(part.index.to_numpy()))
         found, index = torch.cat(found), torch.cat(index)
-        best = found.abs().topk(min(n, len(found))).indices
+        best = top_k(found.abs()[None], min(n, len(found)))[1][0]
         rows = index[best] + (found[best] < 0)  # the row of -v is the next one
         return self._show(rows.numpy(), {}, correlation=found[best].numpy())
 
     def words(self, row: int, k: int | None = None) -> list[str]:
-        """The words of one row, as shown, best first. Raises ValueError for a row that is none."""
-        row = as_index(row, len(self.rows), "row")
+        """The words of one row, as shown, best first: k of them, or all.
+
+        Raises ValueError for a row that is none, or for more words than a list has.
+        """
+        row, most = as_index(row, len(self.rows), "row"), self.ids.shape[1]
+        k = most if k is None else as_count(k, most, things="words of a list")
         return [self.vocabulary.shown[i] for i in self.ids[row, :k].tolist()]
 
-    def table(self, rows: Iterable[int], k: int = 10, title: str = "") -> WordTable:
-        """The words of several rows side by side, with their scores: `table(found.index[:4])`."""
+    def table(self, rows: Iterable[int] | int | pd.DataFrame, k: int = 10,
+              title: str = "") -> WordTable:
+        """The words of rows side by side, with their scores: `table(found.index[:4])`.
+
+        `rows`: numbers of rows, or what a search found. Raises ValueError for a row that is none,
+        or for more words than a list has.
+        """
         columns, k = {}, as_count(k, self.ids.shape[1], things="words of a list")
-        for row in [rows] if isinstance(rows, int | np.integer) else rows:
+        rows = rows.index if isinstance(rows, pd.DataFrame) else rows
+        for row in [rows] if isinstance(rows, int | np.integer | str) else rows:
             if row not in self.rows.index:
-                raise ValueError(f"no row {row!r}: rows are numbers from 0 to {len(self.rows) - 1}, "
-                                 "such as the index of what `search` gives")
+                raise ValueError(f"no row {row!r}: rows are numbers from 0 to "
+                                 f"{len(self.rows) - 1}, such as the index of what `search` gives")
             name, group, sign = self.rows.loc[row, ["name", "group", "sign"]]
-            columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(row, k),
+            columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(int(row), k),
                                                                 self.scores[row, :k].tolist()))
         return WordTable(columns, title)
 
@@ -169,11 +190,12 @@ class Atlas:
                 and i not in v.special]
         return (text and same) or [v.id(word)]
 
-    def _choose(self, groups, layers, sign) -> np.ndarray:
+    def _choose(self, groups: Any, layers: Any, sign: Any) -> np.ndarray:
         """Mask of the rows in these groups and layers and of this sign (None: all)."""
         mask = np.ones(len(self.rows), dtype=bool)
         for column, wanted in (("group", groups), ("layer", layers), ("sign", sign)):
             if wanted is not None:
+                wanted = list(wanted) if isinstance(wanted, Set | Iterator) else wanted
                 wanted = np.atleast_1d(wanted).tolist()
                 there = self.rows[column].unique().tolist()
                 if missing := [w for w in wanted if w not in there]:
@@ -188,7 +210,8 @@ class Atlas:
         lists = []
         for row in rows.tolist():
             order = dict.fromkeys([*sorted(first.get(row, [])), *range(self.ids.shape[1])])
-            lists.append(", ".join(self.vocabulary.shown[self.ids[row, i]] for i in list(order)[:8]))
+            ids = [self.ids[row, i] for i in list(order)[:SHOWN]]
+            lists.append(", ".join(self.vocabulary.shown[i] for i in ids))
         return Hits({
             "name": chosen["name"].astype(str), "group": chosen["group"].astype(str),
             "layer": chosen["layer"], "sign": chosen["sign"].map(SIGNS), **values,
@@ -248,8 +271,9 @@ def _lists(file: parquet.ParquetFile, column: str) -> np.ndarray:
 # ---- known models
 
 
-def build_atlas(model: Model, reading: str = "orthogonal", directions: int = 4, **options) -> Atlas:
-    """Compute the atlas of a model, in memory only; see `atlas_lists`, which takes the `options`."""
+def build_atlas(model: Model, reading: str = "orthogonal", directions: int = 4,
+                **options: Any) -> Atlas:
+    """Compute the atlas of a model, in memory only: `atlas_lists` takes the `options`."""
     found = atlas_lists(model, reading=reading, directions=directions, **options)
     about = {"version": VERSION, "reading": reading, "directions": str(directions)}
     return Atlas(*found, model.vocabulary, about)
@@ -264,9 +288,9 @@ def load_atlas(model: Model | str | Path, reading: str = "orthogonal") -> Atlas:
     written. The atlas of a model made here, or untrained, is not kept.
     """
     loaded = model if isinstance(model, Model) else None
-    name = loaded.source if loaded else str(model)
-    if name is None:
+    if loaded is not None and loaded.source is None:
         return build_atlas(loaded, reading)
+    name = str(loaded.source if loaded else known_name(model) or model)
     judge_name, path = JUDGES.get(name), atlas_path(name, reading)
     wanted = {"model": name, "reading": reading, "judge": judge_name or "", "fingerprint":
               " ".join(fingerprint(n) for n in (name, judge_name) if n)}

@@ -49,7 +49,8 @@ def _names(params: Parameters, group: str, layer: int, n: int, directions: int) 
     return [f"L{layer}H{i // size}{letter}{i % size}" for i in range(n)]
 
 
-def word_lists(space: Space, x: Tensor, k: int, judge: Judge | None) -> tuple[Tensor, Tensor, Tensor]:
+def word_lists(space: Space, x: Tensor, k: int,
+               judge: Judge | None) -> tuple[Tensor, Tensor, Tensor]:
     """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x.
 
     One product with the vocabulary serves all of them. Scores are in standard deviations of all
@@ -63,8 +64,8 @@ def word_lists(space: Space, x: Tensor, k: int, judge: Judge | None) -> tuple[Te
         with one_thread():
             coherence = judge.coherence(judge.ids[index].flatten(0, 1)).unflatten(0, (-1, 2))
     values, ids = both_ends(scores, k, space.dropped)
-    above = torch.stack([space.standardise(x, values[:, 0]), space.standardise(-x, values[:, 1])], 1)
-    return ids.int(), above.half(), coherence.float()
+    plus, minus = space.standardise(x, values[:, 0]), space.standardise(-x, values[:, 1])
+    return ids.int(), torch.stack([plus, minus], 1).half(), coherence.float()
 
 
 def atlas_lists(model: Model, *, reading: str = "orthogonal", keep: Tensor | None = None,

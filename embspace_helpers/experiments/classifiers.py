@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -26,7 +27,13 @@ from embspace_helpers.reading.activations import BAR_AFTER, padded, tokenize
 from embspace_helpers.reading.arrays import as_model
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.model import Model, load
-from embspace_helpers.reading.models import BUNDLED, DATA, ModelNotFound, fingerprint
+from embspace_helpers.reading.models import (
+    BUNDLED,
+    DATA,
+    ModelNotFound,
+    fingerprint,
+    known_name,
+)
 
 CLASSIFIERS = BUNDLED / "classifiers"
 FINE_TUNING_RESULTS = DATA / "fine_tuning.csv"
@@ -64,6 +71,8 @@ class Classifier(nn.Module):
             raise ValueError(f"free_layers = {free_layers}, but the model has "
                              f"{model.parameters.L} layers")
         self.base = copy.deepcopy(model.model.base_model)
+        if self.base.dtype.itemsize < 4:  # kept in 16 bits to be read; a run needs more
+            self.base.float()
         self.model = Model(self.base, model.tokenizer, model.name)
         params = self.model.parameters
         if (norm := params.final_norm()) is not None:
@@ -81,7 +90,8 @@ class Classifier(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (b, 2) of b texts: ids and mask (b, positions), 0 where nothing stands."""
         states = self.base(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = self.head(states).float() * mask[..., None]  # (b, positions, 2)
+        logits = self.head(states)  # (b, positions, 2), in 16 bits with autocast
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * mask[..., None]
         return logits.sum(1) / mask.sum(1, keepdim=True)
 
     def free(self) -> dict[str, Tensor]:
@@ -106,10 +116,7 @@ def fine_tune(classifier: Classifier, train: pd.DataFrame, recipe: Recipe,
     labels = torch.tensor(train["label"].to_numpy())
     device = classifier.head.weight.device
     steps = recipe.epochs * -(-len(rows) // recipe.batch)
-    optimizer = torch.optim.AdamW(classifier.free().values(), recipe.learning_rate, weight_decay=0.0)
-    warm = max(1, round(recipe.warmup_share * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(1, steps - warm)))
+    optimizer, schedule = _optimizer(classifier, recipe, steps)
     begun, history = time.monotonic(), []
     bar = tqdm(total=steps, unit="step", leave=False, delay=BAR_AFTER, desc="fine-tuning")
     with bar, torch.random.fork_rng():
@@ -135,6 +142,16 @@ def fine_tune(classifier: Classifier, train: pd.DataFrame, recipe: Recipe,
             history[-1]["minutes"] = (time.monotonic() - begun) / 60
     classifier.eval()
     return pd.DataFrame(history)
+
+
+def _optimizer(classifier: Classifier, recipe: Recipe, steps: int) -> tuple[
+        torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW over what is free, and its rate: warm-up, then a straight line to zero."""
+    optimizer = torch.optim.AdamW(classifier.free().values(), recipe.learning_rate,
+                                  weight_decay=0.0)
+    warm = max(1, round(recipe.warmup_share * steps))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm, (steps - s) / max(1, steps - warm)))
 
 
 def _checked(reviews: pd.DataFrame) -> pd.DataFrame:
@@ -190,11 +207,13 @@ def accuracy(classifier: Classifier, reviews: pd.DataFrame, length: int = 256,
 # ---------------------------------------------------------------- what is kept
 
 
-def save_changes(path: Path, classifier: Classifier, name: str, facts: dict) -> None:
+def save_changes(path: str | Path, classifier: Classifier, name: str,
+                 facts: dict[str, Any]) -> None:
     """Write the displacement of the free matrices from model `name`, and the head, in float16.
 
     `facts`: what else to write down; `load_classifier` needs its "recipe" with "free_layers". The
-    file holds a fingerprint of the model's weights, so that it cannot be put on others.
+    file holds a fingerprint of the model's weights, so that it cannot be put on others. It is
+    written whole or not at all.
     """
     before = dict(Classifier(load(name), 0).named_parameters())
     tensors = {}
@@ -206,13 +225,16 @@ def save_changes(path: Path, classifier: Classifier, name: str, facts: dict) -> 
         save_file(tensors, part, metadata=metadata)
 
 
-def read_facts(file: Path) -> dict:
+def read_facts(file: str | Path) -> dict[str, Any]:
     """What `save_changes` wrote beside the weights: model, fingerprint, and its facts.
 
-    Raises ValueError for a file that `save_changes` did not write.
+    Raises ValueError for a damaged file, or one that `save_changes` did not write.
     """
-    with safe_open(file, framework="pt") as stored:
-        metadata = stored.metadata() or {}
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from None
     if "fingerprint" not in metadata:
         raise ValueError(f"{file} holds no classifier: save_changes did not write it")
     return {**json.loads(metadata["facts"]), **{k: metadata[k] for k in ("model", "fingerprint")}}
@@ -229,6 +251,7 @@ def load_classifier(name: str, seed: int = 1, path: str | Path | None = None) ->
     `path`: a file that `save_changes` wrote, instead of the bundled one of this seed. Raises
     ModelNotFound where there is none, ValueError where it belongs to other weights.
     """
+    name = known_name(name) or name
     file = Path(path) if path else classifier_path(name, seed)
     if not file.is_file():
         there = ", ".join(sorted(f.stem for f in CLASSIFIERS.glob("*.safetensors"))) or "none"

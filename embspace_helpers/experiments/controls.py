@@ -5,8 +5,6 @@ from torch import Tensor
 
 from embspace_helpers.reading.arrays import as_count, one_thread
 
-LEVEL = 0.95
-
 
 def shuffled(lists: Tensor, seed: int = 0) -> Tensor:
     """The rows of `lists` (n, k) in another order, none in its own place: the pairing control."""
@@ -45,7 +43,7 @@ def mixtures(*rows: Tensor, seed: int = 1) -> list[Tensor]:
     return [x.mean(0) + dice.to(x.dtype) @ (x - x.mean(0)) / len(x) ** 0.5 for x in rows]
 
 
-def share_above(values: Tensor, control: Tensor, quantile: float = LEVEL) -> Tensor:
+def share_above(values: Tensor, control: Tensor, quantile: float = 0.95) -> Tensor:
     """Which of `values` (n,) lie above the quantile of `control` (m,): (n,) of 0 and 1.
 
     Its mean is the readable share; 1 - quantile is chance.

@@ -13,12 +13,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from embspace_helpers.experiments.caches import check_kept, kept
 from embspace_helpers.experiments.controls import mixtures, random_rotation, shuffled
 from embspace_helpers.experiments.statistics import group_interval, overlap_at_k
 from embspace_helpers.reading.activations import ActivationCache
+from embspace_helpers.reading.arrays import as_count
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.models import DATA
 from embspace_helpers.reading.parameters import GROUP_NAMES
+from embspace_helpers.reading.ranking import top_k
 from embspace_helpers.reading.spaces import Space
 from embspace_helpers.reading.vocabulary import Vocabulary
 
@@ -43,10 +46,10 @@ def _uses(model: Model, cache: ActivationCache, group: str, layer: int,
     """Rows of a group (m, d), one for each coefficient, and the coefficients (n, m)."""
     p = model.parameters
     if group not in ("W_V", "W_O"):
-        return p.vectors(group, layer), cache.neurons[layer]
+        return p.vectors(group, layer), kept(cache, "neurons", layer)
     rows = p.vectors(group, layer).unflatten(0, (-1, p.d_h))  # (heads, d_h, d)
     rows = rows.repeat_interleave(p.H // len(rows), 0)  # one for every query head
-    used = cache.subheads[layer].unflatten(-1, (p.H, p.d_h))  # (n, H, d_h)
+    used = kept(cache, "subheads", layer).unflatten(-1, (p.H, p.d_h))  # (n, H, d_h)
     if basis is not None:
         seeds = range(basis * p.H, (basis + 1) * p.H)
         Q = torch.stack([random_rotation(p.d_h, seed) for seed in seeds]).to(rows.dtype)
@@ -62,11 +65,13 @@ def active_lists(model: Model, cache: ActivationCache, space: Space, group: str,
     gate: nearly those with the largest pre-activations). A row is read with the sign it was used
     with: a key with that of its own pre-activation, all else with that of the coefficient.
     `basis`: a seed; subheads are then those of a randomly turned basis of every head, which does
-    the same in the model. Raises ValueError for a cache that does not hold what is needed.
+    the same in the model. Raises ValueError for a cache that lacks what is needed, and for more
+    `active` rows than there are.
     """
     _check_kept(model, cache, group)
     rows, used = _uses(model, cache, group, layer, basis)
-    index = used.abs().topk(active, dim=1).indices  # (n, active)
+    active = as_count(active, len(rows), "active", "rows")
+    index = top_k(used.abs(), active)[1]  # (n, active)
     source = cache.keys[group][layer] if group in model.parameters.key_kinds else used
     place = 2 * index + (source.gather(1, index) < 0)  # row r at 2 r, its negative at 2 r + 1
     used_places, back = place.unique(return_inverse=True)
@@ -75,12 +80,9 @@ def active_lists(model: Model, cache: ActivationCache, space: Space, group: str,
 
 
 def _check_kept(model: Model, cache: ActivationCache, group: str) -> None:
-    needed = {"subheads"} if group in ("W_V", "W_O") else {"neurons"}
-    needed |= {"keys"} if group in model.parameters.key_kinds else set()
-    missing = [x for x in sorted(needed) if getattr(cache, x) is None or not len(getattr(cache, x))]
-    if missing:
-        raise ValueError(f"for the group {group} the cache needs {' and '.join(missing)}: "
-                         "capture(..., keep=(...)) says what is kept")
+    keys = ["keys"] if group in model.parameters.key_kinds else []
+    needed = ["subheads"] if group in ("W_V", "W_O") else [*keys, "neurons"]
+    check_kept(cache, needed, f"for the group {group} ")
 
 
 def other_keys_lists(model: Model, cache: ActivationCache, space: Space, layer: int,
@@ -93,17 +95,19 @@ def other_keys_lists(model: Model, cache: ActivationCache, space: Space, layer: 
     covariance. Of a gated model, gate keys. Raises ValueError for another `how`, or where
     `state_before` does.
     """
-    p = model.parameters
     if how not in ("turned", "mixtures"):
         raise ValueError(f"no control {how!r}: there are turned, mixtures")
+    p = model.parameters
     norm, K = p.ff_norm(layer), p.K(layer)
     if how == "turned":
         other = K @ random_rotation(p.d, seed).to(K.dtype)
     else:
         other = mixtures(K, seed=seed)[0]
     with torch.no_grad():
-        read = norm(state_before(model, cache, "K", layer))  # (n, d)
-        index = (read @ other.T).topk(active, dim=1).indices  # (n, active)
+        state = state_before(model, cache, "K", layer)  # (n, d)
+        read = state if norm is None else norm(state)
+        active = as_count(active, len(other), "active", "rows")
+        index = top_k(read @ other.T, active)[1]  # (n, active)
     used, back = index.unique(return_inverse=True)
     return space.top(other[used], k)[1][back].flatten(1)
 
@@ -111,18 +115,19 @@ def other_keys_lists(model: Model, cache: ActivationCache, space: Space, layer: 
 def state_before(model: Model, cache: ActivationCache, group: str, layer: int) -> Tensor:
     """The stream in front of the block that a group belongs to, (n, d).
 
-    Raises ValueError for a model whose norms stand in the stream itself (BERT).
+    Raises ValueError for a model whose norms stand in the stream itself (BERT), and for a cache
+    that lacks something: states, neurons, and for attention blocks subheads.
     """
     p = model.parameters
     if not p.entry.norm_first:
         raise ValueError(f"{p.architecture} norms the stream after each block: what stood "
                          "before cannot be had by subtracting")
-    written = cache.neurons[layer] @ p.V(layer)
+    written = kept(cache, "neurons", layer) @ p.V(layer)
     biases = [p.b_V(layer)]
     if group in ("W_V", "W_O"):
-        written = written + cache.subheads[layer] @ p.vectors("W_O", layer)
+        written = written + kept(cache, "subheads", layer) @ p.vectors("W_O", layer)
         biases.append(p.b_O(layer))
-    return cache.states[layer] - written - sum(b for b in biases if b is not None)
+    return kept(cache, "states", layer) - written - sum(b for b in biases if b is not None)
 
 
 def state_lists(states: Tensor, space: Space, k: int = 50,
@@ -145,11 +150,13 @@ def overlap_table(model: Model, cache: ActivationCache, space: Space,
                   active: int = 5, k: int = 50, normed: bool = True) -> pd.DataFrame:
     """A row per group, layer, target and kind ("real", "permuted"): mean, and 95 % interval.
 
-    `layers`: default all. `targets`: the state after "this" layer, after the "last" one, or "before"
-    the block that the group belongs to. `normed`: states are read after the final norm. Rows with
-    layer -1 are means over the layers. Intervals resample whole texts. Raises ValueError for
-    another target, for "before" where `state_before` does, and for positions of one text only.
+    `layers`: default all. `targets`: the state after "this" layer, after the "last" one, or
+    "before" the block that the group belongs to. `normed`: states are read after the final norm.
+    Rows with layer -1 are means over the layers. Intervals resample whole texts. Raises ValueError
+    for another target, for "before" where `state_before` does, for positions of one text only, and
+    for a cache that lacks states, keys, neurons or subheads.
     """
+    check_kept(cache, ("states", "keys", "neurons", "subheads"))
     p = model.parameters
     if unknown := set(targets) - set(TARGETS):
         raise ValueError(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
@@ -160,7 +167,7 @@ def overlap_table(model: Model, cache: ActivationCache, space: Space,
     def words(kind: str, layer: int) -> Tensor:
         """Words of the state after a layer, or before its FF ("K") or attention block ("W_O")."""
         after = kind == "after"
-        state = cache.states[layer] if after else state_before(model, cache, kind, layer)
+        state = kept(cache, "states", layer) if after else state_before(model, cache, kind, layer)
         return state_lists(state, space, k, norm)
 
     found = {}
@@ -189,7 +196,7 @@ def other_keys_table(model: Model, cache: ActivationCache, space: Space, how: st
     p = model.parameters
     rows = []
     for layer in range(p.L):
-        words = state_lists(cache.states[layer], space, k, p.final_norm())
+        words = state_lists(kept(cache, "states", layer), space, k, p.final_norm())
         shares = torch.stack([
             overlap_at_k(words, other_keys_lists(model, cache, space, layer, how, seed, k=k))
             for seed in seeds]).mean(0)

@@ -1,5 +1,6 @@
 """Agreement of word lists, and the intervals of what is measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,21 @@ LEVEL = 0.95
 
 
 def overlap_at_k(first: Tensor, second: Tensor) -> Tensor:
-    """Share of the k items of each list in `first` (n, k) that stand in `second` (n, m): (n,)."""
+    """Share of the k tokens of each list in `first` (n, k) that are in `second` (n, m): (n,)."""
     return _hits(first, second).float().mean(1)
 
 
 def jaccard_at_k(first: Tensor, second: Tensor) -> Tensor:
-    """Jaccard overlap |a & b| / |a | b| of paired lists without repeats, (n, k) and (n, m): (n,)."""
+    """Jaccard overlap |a & b| / |a | b| of paired lists, (n, k) and (n, m): (n,).
+
+    No list may have a token twice.
+    """
     both = _hits(first, second).float().sum(1)
     return both / (first.shape[1] + second.shape[1] - both)
 
 
 def _hits(first: Tensor, second: Tensor, chunk: int = 256) -> Tensor:
-    """Which items of each list in `first` (n, k), ids from 0 on, stand in `second` (n, m): (n, k)."""
+    """Which tokens of each list in `first` (n, k), ids, are in `second` (n, m): (n, k)."""
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError("expected lists (n, k) and (n, m) with the same n, got "
                          f"{tuple(first.shape)} and {tuple(second.shape)}")
@@ -97,7 +101,8 @@ def count_text(hits: Tensor) -> str:
     return f"{k} of {n} ({found.low:.2f} to {found.high:.2f})"
 
 
-def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000, seed: int = 0) -> float:
+def permutation_p_value(first: Tensor, second: Tensor, resamples: int = 2000,
+                        seed: int = 0) -> float:
     """p-value that the mean of `first` (n,) exceeds that of `second` (m,) by chance of grouping."""
     found = stats.permutation_test(
         (_finite(first), _finite(second)),
@@ -113,7 +118,24 @@ def _finite(values: Tensor) -> np.ndarray:
     return data
 
 
-def save_table(table: pd.DataFrame, path: Path) -> None:
+# ---------------------------------------------------------------- tables of results
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write results as CSV, whole or not at all."""
     with whole_file(path) as part:
         table.to_csv(part, index=False)
+
+
+def replace_rows(new: pd.DataFrame, path: str | Path, key: Sequence[str]) -> pd.DataFrame:
+    """The rows of the CSV file `path`, if it is there, with those measured anew replaced.
+
+    Replaced are all rows that have the same values as a row of `new` in the columns `key`. The
+    result is sorted by these; rows with the same key keep their order.
+    """
+    if Path(path).exists():
+        old = pd.read_csv(path)
+        again = pd.MultiIndex.from_frame(old[[*key]]).isin(pd.MultiIndex.from_frame(new[[*key]]))
+        if not again.all():
+            new = pd.concat([old[~again], new])
+    return new.sort_values([*key], kind="stable", ignore_index=True)

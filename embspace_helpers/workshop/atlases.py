@@ -1,4 +1,4 @@
-"""Build the atlases of models before they are needed: `python -m embspace_helpers.atlas [names]`."""
+"""Build atlases before they are needed: `python -m embspace_helpers.atlas [names]`."""
 
 import argparse
 import sys

@@ -1,6 +1,8 @@
-"""Fine-tune the course's classifiers on IMDB, seed by seed; run again, it goes on.
+"""Fine-tune the course's classifiers on IMDB, seed by seed.
 
     python -m embspace_helpers.finetuning twin-a --seeds 1 2 3 --data stanfordnlp/imdb
+
+Run again, it goes on with what is not done yet.
 """
 
 import argparse
@@ -21,8 +23,10 @@ from embspace_helpers.experiments.classifiers import (
     read_facts,
     save_changes,
 )
-from embspace_helpers.experiments.statistics import save_table
+from embspace_helpers.experiments.statistics import replace_rows, save_table
 from embspace_helpers.reading.model import load
+
+KEY = ["model", "shuffled", "seed"]  # of a classifier, in the table of results
 
 
 def train_one(name: str, recipe: Recipe, data: str, path: Path, n: int | None = None,
@@ -47,19 +51,9 @@ def train_one(name: str, recipe: Recipe, data: str, path: Path, n: int | None = 
     test = load_reviews("test", n_test, source=data)
     row |= {"imdb": accuracy(again, test, recipe.length, True), "imdb_reviews": len(test)}
     for split in ("train", "test", "hard"):
-        row[f"embedded_{split}"] = accuracy(again, load_reviews(split, source=EMBEDDED), recipe.length)
+        reviews = load_reviews(split, source=EMBEDDED)
+        row[f"embedded_{split}"] = accuracy(again, reviews, recipe.length)
     return row
-
-
-KEY = ["model", "shuffled", "seed"]  # of a classifier, in the table of results
-
-
-def merge(row: dict, table: Path) -> pd.DataFrame:
-    """The results in `table`, if there is one, with those of the same classifier replaced."""
-    new = pd.DataFrame([row])
-    if table.exists():
-        new = pd.concat([pd.read_csv(table), new]).drop_duplicates(KEY, keep="last")
-    return new.sort_values(KEY).round(4)
 
 
 def is_done(path: Path, table: Path, name: str, recipe: Recipe, n: int | None) -> bool:
@@ -85,8 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help="twin-a, twin-b, or any decoder load_model knows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("build/classifiers"), help="folder to write")
-    parser.add_argument("--table", type=Path, default=FINE_TUNING_RESULTS, help="results, a CSV file to renew")
+    parser.add_argument("--out", type=Path, default=Path("build/classifiers"),
+                        help="folder to write")
+    parser.add_argument("--table", type=Path, default=FINE_TUNING_RESULTS,
+                        help="results, a CSV file to renew")
     parser.add_argument("--reviews", type=int, help="so many training reviews (default: all)")
     parser.add_argument("--test", type=int, help="so many test reviews (default: all)")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
@@ -103,5 +99,5 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{path} is there already, and its results are in {args.table}")
             continue
         row = train_one(args.name, recipe, args.data, path, args.reviews, args.test, args.device)
-        save_table(merge(row, args.table), args.table)
+        save_table(replace_rows(pd.DataFrame([row]).round(4), args.table, KEY), args.table)
         print(row, flush=True)

@@ -1,6 +1,8 @@
 """Measure what fine-tuning wrote in classifiers, for notebook 05.
 
     python -m embspace_helpers.displacement build/classifiers/*.safetensors
+
+Name all classifiers at once: both tables are written anew.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Measure the overlap of states and active parameters on IMDB, for notebook 04.
 
     python -m embspace_helpers.overlap twin-a --data stanfordnlp/imdb --out overlap.csv
+
+Rows of the file that are measured anew are replaced.
 """
 
 import argparse
@@ -11,19 +13,22 @@ import pandas as pd
 
 from embspace_helpers.classroom.reviews import EMBEDDED, HUB_NAME, load_reviews
 from embspace_helpers.experiments.overlap import OVERLAP_RESULTS, overlap_table, readable_tokens
-from embspace_helpers.experiments.statistics import save_table
+from embspace_helpers.experiments.statistics import replace_rows, save_table
 from embspace_helpers.reading.activations import capture
 from embspace_helpers.reading.model import load
 
+KEY = ["model", "reading", "source"]  # of what is measured in one go, in the table of results
+KEPT = ("states", "keys", "neurons", "subheads")  # of the activations
 UNTRAINED_SEEDS = {"twin-b": 1}  # so that the two twins have two untrained controls; others 0
 
 
 def measure(name: str, source: str, texts: int, positions: int, readings: Sequence[str],
             untrained: bool = False) -> pd.DataFrame:
     """The tables of a model on so many test reviews; columns model, reading, positions, source."""
-    model = load(name, untrained=untrained, seed=UNTRAINED_SEEDS.get(name, 0))
+    seed = UNTRAINED_SEEDS.get(name, 0)
+    model = load(name, untrained=True, seed=seed) if untrained else load(name)
     reviews = load_reviews("test", texts, source=source)["text"].tolist()
-    cache = capture(model, reviews, positions, skip=1, keep=("states", "keys", "neurons", "subheads"))
+    cache = capture(model, reviews, positions, KEPT, skip=1)
     label = f"{Path(name).name}, untrained" if untrained else Path(name).name
     tables = []
     for reading in readings:
@@ -33,19 +38,6 @@ def measure(name: str, source: str, texts: int, positions: int, readings: Sequen
     return pd.concat(tables)
 
 
-def merge(new: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """The rows of the file `out`, if there is one, with those measured anew replaced.
-
-    Replaced is what has the same model, reading and source.
-    """
-    key = ["model", "reading", "source"]
-    if out.exists():
-        old = pd.read_csv(out)
-        again = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
-        new = pd.concat([old[~again], new])
-    return new.sort_values(key, kind="stable")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure the models named on the command line, trained and untrained."""
     parser = argparse.ArgumentParser(
@@ -53,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         description="Measure the overlap of states and active parameters on IMDB's test reviews.")
     parser.add_argument("names", nargs="+", help="models; a large one needs memory for positions")
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=OVERLAP_RESULTS, help="file to write or to renew")
+    parser.add_argument("--out", type=Path, default=OVERLAP_RESULTS,
+                        help="file to write or to renew")
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--positions", type=int, default=3000)
     parser.add_argument("--readings", nargs="+", default=["transpose", "orthogonal"])
@@ -61,5 +54,5 @@ def main(arguments: list[str] | None = None) -> None:
     for name in args.names:
         tables = [measure(name, args.data, args.texts, args.positions, args.readings, untrained)
                   for untrained in (False, True)]
-        save_table(merge(pd.concat(tables).round(4), args.out), args.out)
+        save_table(replace_rows(pd.concat(tables).round(4), args.out, KEY), args.out)
         print(f"{name}: done", flush=True)
