@@ -4,13 +4,16 @@ The embedded set was written for this course: it needs no network and may be pri
 al., 2011) comes from the hub or from a local folder.
 """
 
-import argparse
 import hashlib
+import numbers
+import os
 import re
 from importlib import resources
 from pathlib import Path
 
 import pandas as pd
+
+from embspace_helpers.reading.loading import checked_seed, shown
 
 HUB_NAME = "stanfordnlp/imdb"
 SPLITS = ("train", "test", "unsupervised")
@@ -24,33 +27,55 @@ def clean_text(text: str) -> str:
 
 
 def text_hash(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone: any copy of the data splits alike."""
+    """Return a number in [0, 1) that depends on the text alone, so that any copy splits alike."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
 
 
 def read_imdb(split: str, source: str | Path = HUB_NAME) -> pd.DataFrame:
     """Return the reviews of one split: columns `text` (cleaned) and `label` (1 praise, 0 blame).
 
-    `source` is a hub name (needs a network) or a folder laid out like the hub's
-    `stanfordnlp/imdb`; the labels of "unsupervised" are -1.
-    Raises ValueError for an unknown split, FileNotFoundError when the source cannot be read.
+    `source` is a folder laid out like the hub's `stanfordnlp/imdb`, or a hub name (a network is
+    needed once; see `embspace_helpers.reading.hub` on time-outs); the labels of "unsupervised"
+    are -1. Raises ValueError for an unknown split, TypeError for a split or source of another
+    type, FileNotFoundError when the source cannot be read.
     """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split!r}: there are {', '.join(SPLITS)}")
-    folder = Path(source)
-    path = folder / FILE.format(split=split)
-    if not path.exists():
-        if folder.exists() or str(source).count("/") != 1:
-            raise FileNotFoundError(
-                f"no file {FILE.format(split=split)} in the folder {folder}: give a folder laid "
-                f"out like the hub's {HUB_NAME}, or that name itself"
-            )
-        path = f"hf://datasets/{source}/{FILE.format(split=split)}"
+    split = _checked_split(split, SPLITS)
+    file = FILE.format(split=split)
+    path = _imdb_file(file, _checked_source(source))
     try:
-        frame = pd.read_parquet(path)
-    except Exception as error:  # the hub's client and pyarrow raise kinds of their own
-        raise FileNotFoundError(f"cannot read {path} ({error}); is there a network?") from error
+        frame = pd.read_parquet(path, columns=["text", "label"])
+    except Exception as error:  # pyarrow raises kinds of its own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"{path} cannot be read as a table with text and label ({why}): "
+                                "copy it again, or delete it if it is in the hub's cache folder"
+                                ) from None
     return frame.assign(text=frame["text"].map(clean_text))
+
+
+def _imdb_file(file: str, source: str | Path) -> Path:
+    """Where a file of IMDB lies: in a folder, or in the hub's cache folder after a download.
+
+    Raises FileNotFoundError.
+    """
+    from embspace_helpers.reading import hub
+
+    path = Path(source) / file
+    if path.is_file():
+        return path
+    if isinstance(source, Path) or Path(source).exists() or (
+            source.count("/") != 1 or not hub.is_hub_name(source)):
+        raise FileNotFoundError(
+            f"no file {file} in the folder {source}: give a folder laid out like the hub's "
+            f"{HUB_NAME}, that name itself, or {EMBEDDED!r} for the reviews that ship"
+        )
+    try:
+        return hub.hub_file(source, file, "dataset")
+    except hub.HubError as error:
+        raise FileNotFoundError(
+            f"the data set {source!r} could not be had from the Hugging Face hub ({error}): "
+            f"without a network there are a folder laid out like it and {EMBEDDED!r}, the "
+            "reviews that ship"
+        ) from None
 
 
 def read_embedded() -> pd.DataFrame:
@@ -74,12 +99,14 @@ def load_reviews(split: str = "train", n: int | None = None, seed: int = 0,
     `text` and `label` (1 praise, 0 blame), more for the embedded set. Which reviews are drawn, and
     their order, follow from a hash of seed and text: any copy of the data gives the same ones, and
     a smaller `n` gives some of those of a larger one.
-    Raises ValueError for an unknown split or an `n` that is odd or larger than there is.
+    Raises ValueError for an unknown split or an `n` that is odd or larger than there is, TypeError
+    for an argument of another type, FileNotFoundError when the source cannot be read.
     """
-    embedded = str(source) == EMBEDDED
+    source, seed = _checked_source(source), checked_seed(seed)
+    embedded = str(source).strip().casefold() == EMBEDDED
     splits = ("train", "test", "hard") if embedded else ("train", "test")
-    if split not in splits:
-        raise ValueError(f"no split {split!r} of {source} with labels: there are {', '.join(splits)}")
+    split = _checked_split(split, splits, f" of {source} with labels")
+    n = _checked_number(n)
     if embedded:
         frame = read_embedded()
         frame = frame[frame["split"] == split]
@@ -90,34 +117,39 @@ def load_reviews(split: str = "train", n: int | None = None, seed: int = 0,
     if n is not None:
         most = 2 * int(frame["label"].value_counts().min())
         if n % 2 or not 0 < n <= most:
-            raise ValueError(f"n = {n}, but it must be even, to be half praise and half blame, and "
-                             f"at most {most}, what the {split} part has")
-        frame = frame.groupby("label").head(n // 2)
+            raise ValueError(f"n = {n:g}, but it must be even, to be half praise and half blame, "
+                             f"and at most {most}, what the {split} part has")
+        frame = frame.groupby("label").head(int(n) // 2)
     return frame.reset_index(drop=True)
 
 
-def bag_of_words(source: str | Path = HUB_NAME) -> pd.Series:
-    """Accuracy of a bag of words trained on IMDB: on its test part, and on the embedded splits.
-
-    Tf-idf of words seen in five reviews or more, logistic regression: how hard the embedded set is
-    for a reader who knows words only.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    train = read_imdb("train", source)
-    words = make_pipeline(TfidfVectorizer(min_df=5, sublinear_tf=True),
-                          LogisticRegression(C=3, max_iter=300))
-    words.fit(train["text"], train["label"])
-    parts = {"IMDB test": read_imdb("test", source)}
-    parts |= {f"embedded {name}": part for name, part in read_embedded().groupby("split")}
-    return pd.Series({name: words.score(part["text"], part["label"]) for name, part in parts.items()})
+# ---- arguments
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m embspace_helpers.reviews",
-        description="How hard are the embedded reviews for a bag of words trained on IMDB?")
-    parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
-    print(bag_of_words(parser.parse_args(arguments).data).round(3).to_string())
+def _checked_split(split: object, splits: tuple[str, ...], of: str = "") -> str:
+    """The split in lower case. Raises ValueError or TypeError where it is none of `splits`."""
+    there = f"there are {', '.join(splits)}"
+    if not isinstance(split, str):
+        raise TypeError(f"split = {shown(split)}, but it must be the name of a split; {there}")
+    plain = split.strip().casefold()
+    if plain not in splits:
+        raise ValueError(f"no split {split!r}{of}: {there}")
+    return plain
+
+
+def _checked_source(source: object) -> str | Path:
+    """The source as a str or Path. Raises TypeError where it is neither."""
+    if isinstance(source, str) and source.strip():
+        return source.strip()
+    if isinstance(source, os.PathLike):
+        return Path(source)
+    raise TypeError(f"source = {shown(source)}, but it must be {EMBEDDED!r}, {HUB_NAME!r} or a "
+                    "folder laid out like that")
+
+
+def _checked_number(n: object) -> float | None:
+    """The number of reviews. Raises TypeError for what is no number."""
+    is_number = isinstance(n, numbers.Real) and not isinstance(n, bool)
+    if n is None or is_number:
+        return n
+    raise TypeError(f"n = {shown(n)}, but it must be an even number, or None for all reviews")

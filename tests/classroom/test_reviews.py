@@ -2,14 +2,22 @@
 
 import hashlib
 import re
+import socket
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from embspace_helpers.classroom import reviews
-from embspace_helpers.classroom.reviews import (clean_text, load_reviews, read_embedded, read_imdb,
-                                      text_hash)
+from embspace_helpers.classroom.reviews import (
+    clean_text,
+    load_reviews,
+    read_embedded,
+    read_imdb,
+    text_hash,
+)
+from embspace_helpers.reading import hub
 from embspace_helpers.reading.vocabulary import is_coarse
 
 
@@ -51,44 +59,58 @@ def test_read_imdb_from_a_folder(tmp_path):
     assert read_imdb("unsupervised", folder).label.tolist() == [-1]
 
 
-def test_the_default_is_the_hub(monkeypatch):
-    asked = []
-    monkeypatch.setattr(pd, "read_parquet", lambda path: asked.append(path)
-                        or pd.DataFrame({"text": ["a<br />b"], "label": [0]}))
-    assert read_imdb("test").text.tolist() == ["a b"]
-    assert asked == ["hf://datasets/stanfordnlp/imdb/plain_text/test-00000-of-00001.parquet"]
-
-
 def test_unknown_split(tmp_path):
     with pytest.raises(ValueError, match="no split 'dev': there are train, test, unsupervised"):
         read_imdb("dev", tmp_path)
 
 
-def test_folder_without_the_file(tmp_path):
+def test_folder_without_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "hub_file", lambda *_: pytest.fail("the hub was asked"))
     folder = write_folder(tmp_path / "imdb", train=[("a", 0)])
-    for source in (folder, tmp_path / "missing" / "imdb"):
+    sources = [folder, tmp_path / "missing", str(tmp_path), Path("owner/name"), "imdb", "a b/c"]
+    for source in sources:
         with pytest.raises(FileNotFoundError, match="test-00000-of-00001.parquet in the folder"):
-            read_imdb("test", source)
+            load_reviews("test", source=source)
 
 
-class ClientError(Exception):
-    """The hub's client raises its own kinds of error (httpx.ConnectError is no OSError)."""
+def test_the_default_is_the_hub(monkeypatch, tmp_path):
+    folder, asked = write_folder(tmp_path, test=[("a<br />b", 0)]), []
+    monkeypatch.setattr(hub, "hub_file", lambda name, file, kind: asked.append((name, kind))
+                        or folder / file)
+    assert read_imdb("Test").text.tolist() == ["a b"]
+    assert asked == [("stanfordnlp/imdb", "dataset")]
 
 
-@pytest.mark.parametrize("error", [OSError, ClientError])
-def test_no_network(monkeypatch, error):
-    def refuse(path):
-        raise error("name not known")
-    monkeypatch.setattr(reviews.pd, "read_parquet", refuse)
-    with pytest.raises(FileNotFoundError, match="hf://.*name not known.*network"):
+def test_no_network(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for variable in hub.OFFLINE:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(hub.TIMEOUT, "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(FileNotFoundError, match="'owner/set' could not be had .*did not answer "
+                           "within 1 s .*without a network there are .*'embedded'"):
+            load_reviews(source="owner/set")
+    assert len(capfd.readouterr().out.splitlines()) == 1
+    with pytest.raises(FileNotFoundError, match="127.0.0.1 cannot be reached"):
         read_imdb("test")
 
 
-def test_damaged_file(tmp_path):
+BAD = [(b"cut off", "Parquet"), (None, "No match for FieldRef.Name")]
+
+
+@pytest.mark.parametrize(("content", "why"), BAD)
+def test_damaged_file(content, why, tmp_path):
     folder = write_folder(tmp_path / "imdb", train=[("a", 0)])
-    next(folder.rglob("*.parquet")).write_bytes(b"cut off")
-    with pytest.raises(FileNotFoundError, match="cannot read .*train-00000-of-00001.parquet"):
+    file = next(folder.rglob("*.parquet"))
+    pd.DataFrame({"words": ["a"]}).to_parquet(file)
+    if content is not None:
+        file.write_bytes(content)
+    said = f"train-00000.* cannot be read .*{why}.*: copy it again"
+    with pytest.raises(FileNotFoundError, match=said) as error:
         read_imdb("train", folder)
+    assert "\n" not in str(error.value)
 
 
 # ---- the reviews that ship
@@ -171,21 +193,46 @@ def test_a_subset_follows_from_seed_and_texts(tmp_path, local):
         assert some["text"].tolist() == load_reviews(n=20, seed=1, **options)["text"].tolist()
 
 
-@pytest.mark.parametrize("n", [7, 0, -2, 10_000])
+@pytest.mark.parametrize("n", [7, 0, -2, 10_000, 10.5, float("nan"), float("inf")])
 def test_impossible_numbers_of_reviews(n):
-    with pytest.raises(ValueError, match=f"n = {n}, but it must be even.*at most \\d+"):
+    with pytest.raises(ValueError, match=f"n = {n}, but it must be even.*at most 336, what"):
         load_reviews(n=n)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"n": "10"}, "n = '10', but it must be an even number, or None for all reviews"),
+        ({"n": True}, "n = True, but it must be an even number"),
+        ({"n": [2]}, "n = [2], but it must be an even number"),
+        ({"split": 3}, "split = 3, but it must be the name of a split; there are train, test, ha"),
+        ({"split": None}, "split = None, but it must be the name of a split"),
+        ({"source": None}, "source = None, but it must be 'embedded', 'stanfordnlp/imdb' or a"),
+        ({"source": ""}, "source = '', but it must be 'embedded'"),
+        ({"source": 3}, "source = 3, but it must be 'embedded'"),
+        ({"seed": "one"}, "seed = 'one', but it must be a whole number"),
+        ({"seed": 0.5}, "seed = 0.5, but it must be a whole number"),
+    ],
+)
+def test_arguments_of_another_type(arguments, said):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        load_reviews(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ({"n": 10.0}, {"n": 10}),
+        ({"n": np.int64(10), "seed": np.int64(1)}, {"n": 10, "seed": 1}),
+        ({"split": " Train"}, {"split": "train"}),
+        ({"split": "HARD", "source": "Embedded "}, {"split": "hard"}),
+    ],
+)
+def test_arguments_in_another_writing(arguments, same):
+    assert load_reviews(**arguments).equals(load_reviews(**same))
 
 
 @pytest.mark.parametrize("split, source", [("unsupervised", "embedded"), ("hard", "a/folder")])
 def test_splits_without_labels(split, source):
     with pytest.raises(ValueError, match=f"no split '{split}' of {source} with labels"):
         load_reviews(split, source=source)
-
-
-def test_the_command_measures_a_bag_of_words(tmp_path, capsys):
-    rows = [(f"a {('dull', 'fine')[i % 2]} film {i}", i % 2) for i in range(40)]
-    reviews.main(["--data", str(write_folder(tmp_path / "imdb", train=rows, test=rows))])
-    printed = capsys.readouterr().out
-    assert re.search(r"IMDB test +1\.0", printed)
-    assert re.search(r"embedded hard +0\.\d", printed) and "embedded train" in printed

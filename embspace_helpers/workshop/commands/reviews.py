@@ -1,6 +1,6 @@
 """The command `python -m embspace_helpers.reviews`."""
 
-from embspace_helpers.classroom.reviews import main
+from embspace_helpers.workshop.review_difficulty import main
 
 if __name__ == "__main__":
     main()
