@@ -7,6 +7,7 @@ here comes from the factors.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class FactoredMatrix:
     """
 
     __array_ufunc__ = None  # numpy leaves `array @ W` to __rmatmul__
+    __iter__ = None  # or `W_V, W_O = W_VO(...)` would take rows
 
     def __init__(self, left: Tensor, right: Tensor):
         """Keep both factors as they are, views included."""
@@ -87,7 +89,7 @@ class FactoredMatrix:
         return FactoredMatrix(other @ self.left, self.right)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Torch asks here before it multiplies: `tensor @ W` is W's own affair."""
         if func in (Tensor.matmul, Tensor.__matmul__, torch.matmul) and isinstance(args[0], Tensor):
             return args[1].__rmatmul__(args[0])
@@ -101,14 +103,17 @@ class FactoredMatrix:
         if isinstance(other, FactoredMatrix):
             return other
         try:
-            return torch.as_tensor(other).to(self.left.dtype)
+            other = other if isinstance(other, Tensor) else torch.from_numpy(np.array(other))
+            return other.to(self.left.dtype)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"cannot multiply a matrix {self.shape} by {type(other).__name__} "
                              f"{str(other)[:30]!r}: a vector or matrix is needed") from None
 
     @staticmethod
     def _check_inner(first: tuple, second: tuple) -> None:
-        if not first or not second or first[-1] != second[0]:
+        if not all(1 <= len(shape) <= 2 for shape in (first, second)):
+            raise ValueError(f"cannot multiply {first} by {second}: a vector or matrix is needed")
+        if first[-1] != second[0]:
             raise ValueError(f"cannot multiply {first} by {second}: {first[-1:]} and {second[:1]} "
                              "differ")
 
@@ -116,16 +121,17 @@ class FactoredMatrix:
         """The matrix written out, (m, n). Raises ValueError for more than `limit` entries."""
         m, n = self.shape
         if m * n > limit:
-            raise ValueError(f"({m}, {n}) has {m * n:,} entries, {4 * m * n / 1e6:,.0f} MB: what is "
-                             f"asked of it usually comes from the factors; dense(limit={m * n}) "
-                             "writes it out all the same")
+            size = m * n * self.left.element_size() / 1e6
+            raise ValueError(f"({m}, {n}) has {m * n:,} entries, {size:,.0f} MB: what is asked of "
+                             f"it usually comes from the factors; dense(limit={m * n}) writes it "
+                             "out all the same")
         return self.left @ self.right
 
     # ---- numbers
 
     def norm(self) -> float:
         """The Frobenius norm: the root of the sum of all squared entries."""
-        return self.inner(self) ** 0.5
+        return max(self.inner(self), 0.0) ** 0.5  # rounding can leave a little less than 0
 
     def inner(self, other: "FactoredMatrix") -> float:
         """The sum over all entries of the product of two matrices of one shape."""
@@ -137,8 +143,9 @@ class FactoredMatrix:
 
     def cosine(self, other: "FactoredMatrix") -> float:
         """Cosine of two matrices over all their entries; 0 where one of them is zero."""
+        product = self.inner(other)  # which checks the shapes
         lengths = self.norm() * other.norm()
-        return self.inner(other) / lengths if lengths else 0.0
+        return product / lengths if lengths else 0.0
 
     def trace(self) -> float:
         """Sum of the diagonal; ValueError where the matrix is not square."""
@@ -184,7 +191,8 @@ class FactoredMatrix:
 
         Exact, in blocks; see `largest_entries`.
         """
-        return largest_entries(self.left, self.right.T, k, smallest=smallest, skip=skip, block=block)
+        return largest_entries(self.left, self.right.T, k, smallest=smallest, skip=skip,
+                               block=block)
 
 
 @torch.no_grad()
