@@ -1,9 +1,22 @@
-"""Fixtures of all tests."""
+"""What all tests share."""
+
+import os
 
 import pytest
+import torch
 from tiny_models import MODELS
 
 from embspace_helpers import load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    """One thread, unless OMP_NUM_THREADS names another number.
+
+    Tiny models gain nothing from more, and lose a factor of ten where the machine is busy.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -49,6 +49,15 @@ def close(actual, expected, tolerance=EXACT):
     np.testing.assert_allclose(actual, expected, tolerance, tolerance)
 
 
+def dense_best(scores, k, smallest=False, left_out=None):
+    """The k best entries of a matrix and their places [(row, column)], by value, row and column."""
+    scores = np.asarray(scores)
+    rows, columns = np.nonzero(np.ones_like(scores) if left_out is None else ~np.asarray(left_out))
+    values = scores[rows, columns]
+    order = np.lexsort((columns, rows, values if smallest else -values))[:k]
+    return values[order], list(zip(rows[order].tolist(), columns[order].tolist()))
+
+
 class Sizes(TorchDispatchMode):
     """Notes the largest tensor, in numbers, that an operation makes in memory of its own."""
 

@@ -1,4 +1,4 @@
-"""Pairs of words that a head matches or maps: the largest entries of its matrix over the vocabulary.
+"""Pairs of words that a head matches or maps: the largest entries of its matrix over words.
 
 Source: Dar et al. (2023), section 3; such pairs of words fill their appendix.
 """
@@ -97,10 +97,7 @@ def word_pairs(space: Space, W: FactoredMatrix, k: int = 20, *, right: Space | N
     Scores are in standard deviations of all entries, dropped ones too, above their mean. Raises
     ValueError for shapes that do not fit, two vocabularies, or fewer than k pairs.
     """
-    if not isinstance(space, Space):
-        raise ValueError(f"expected a Space first, as model.space(reading) gives it, got "
-                         f"{type(space).__name__}")
-    other = space if right is None else right
+    other = _other_side(space, right)
     over_words = space.over_words(W, other, unit)
     classes = None if drop is None else word_classes(space.vocabulary, drop)
     skip = None if classes is None else (classes[space.ids], classes[other.ids])
@@ -119,7 +116,7 @@ def copying_score(space: Space, W: FactoredMatrix, *, right: Space | None = None
     that writes what it reads, below 0 for one that takes it away, 0 for a zero W. Without `unit`
     a few long columns decide.
     """
-    other = space if right is None else right
+    other = _other_side(space, right)
     over_words = space.over_words(W, other, unit)
     mean, std = over_words.moments()
     A = over_words.left[torch.isin(space.ids, other.ids)]
@@ -128,3 +125,12 @@ def copying_score(space: Space, W: FactoredMatrix, *, right: Space | None = None
         raise ValueError("the two sides keep no word in common: no word can be copied")
     diagonal = FactoredMatrix(A, B).diagonal()
     return (diagonal.double().mean().item() - mean) / (std or 1.0)
+
+
+def _other_side(space: Space, right: Space | None) -> Space:
+    """The space of the right side. Raises ValueError for what is no space."""
+    for side, name in ((space, "first"), (space if right is None else right, "as right")):
+        if not isinstance(side, Space):
+            raise ValueError(f"expected a Space {name}, as model.space(reading) gives it, got "
+                             f"{type(side).__name__}")
+    return side

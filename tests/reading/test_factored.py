@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny_models import Sizes, close, random
+from tiny_models import Sizes, close, dense_best, random
 
 from embspace_helpers.reading import factored
 from embspace_helpers.reading.factored import FactoredMatrix, largest_entries
@@ -273,15 +273,6 @@ def test_a_matrix_is_not_taken_apart_by_accident():
 
 
 # ---- largest entries
-
-
-def dense_best(scores, k, smallest=False, left_out=None):
-    """Scores and places [(row, column)] of the k best entries of a matrix, in promised order."""
-    scores = np.asarray(scores)
-    rows, columns = np.nonzero(np.ones_like(scores) if left_out is None else ~np.asarray(left_out))
-    values = scores[rows, columns]
-    order = np.lexsort((columns, rows, values if smallest else -values))[:k]
-    return values[order], list(zip(rows[order].tolist(), columns[order].tolist()))
 
 
 def check(A, B, k, *, smallest=False, skip=None, block=512):
