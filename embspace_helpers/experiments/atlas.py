@@ -239,8 +239,9 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             about = dict(file.schema_arrow.metadata or {})
             if about.get(b"version", b"").decode() != VERSION:
-                raise ValueError(f"{path} is no atlas of version {VERSION}, but of "
-                                 f"{about.get(b'version', b'another kind').decode()}: build it anew")
+                found = about.get(b"version", b"another kind").decode()
+                raise ValueError(f"{path} is no atlas of version {VERSION}, but of {found}: build "
+                                 "it anew")
             others = [name for name in file.schema_arrow.names if name not in ("words", "scores")]
             rows = file.read(others).to_pandas()
             ids, scores = _lists(file, "words"), _lists(file, "scores")
@@ -252,7 +253,8 @@ def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
     C = torch.tensor(np.frombuffer(about.pop(b"covariance", b""), dtype="float32"))
     about = {key.decode(): value.decode() for key, value in about.items()}
     if ids.max() >= len(vocabulary):
-        raise ValueError(f"{path} is about more than the {len(vocabulary)} tokens of the vocabulary")
+        raise ValueError(f"{path} is about more than the {len(vocabulary)} tokens of the "
+                         "vocabulary")
     d = math.isqrt(len(C))
     return Atlas(rows, ids, scores, C.reshape(d, d), vocabulary, about)
 

@@ -1,54 +1,44 @@
-"""Changes of logits against one forward pass at a time, and against sums by hand."""
+"""Changes of logits against one forward pass at a time, and against sums by hand; in float64."""
 
 from dataclasses import replace
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from tiny_models import NORM_FIRST, close, random, tiny_model, vocabulary_of
 
+from embspace_helpers.experiments.ablation import (
+    Effects,
+    ablate_neurons,
+    ablate_values,
+    activate_neurons,
+    effects,
+    first_positions,
+    frequency_ranks,
+    matched_words,
+    used_signs,
+)
 from embspace_helpers.reading.activations import capture, set_neurons, set_values
-from embspace_helpers.experiments.ablation import (Effects, effects, first_places, frequency_ranks, head_changes,
-                                    matched_words, switched_off, switched_on, used_signs)
-from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.vocabulary import Vocabulary
-from tiny_models import NORM_FIRST, tiny
 
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
+TEXTS = [" ".join(map(str, row)) for row in ROWS]
 IDS = torch.tensor([7, 39, 0, 22])
 
 
-@pytest.fixture(params=NORM_FIRST)
+@pytest.fixture(scope="module", params=NORM_FIRST)
 def kind(request):
     return request.param
 
 
 def run(kind, positions=None):
-    """A tiny model, its parameters, and what happened on ROWS."""
-    model = tiny(kind)
-    return model, Parameters(model), record_of(model, positions)
-
-
-def record_of(model, positions=None):
-    return capture(model, tokenizer, ["text"] * len(ROWS), positions, batch=2)
-
-
-def tokenizer(texts, **_):
-    return {"input_ids": ROWS}
+    """A tiny model, and what happened on ROWS."""
+    model = tiny_model(kind)
+    return model, capture(model, TEXTS, positions, batch=2)
 
 
 @torch.no_grad()
 def logits(model, row):
-    return model(torch.tensor([row])).logits[0]
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return model.model(torch.tensor([row])).logits[0]
 
 
 def permutation(n, seed=0):
@@ -59,8 +49,7 @@ def permutation(n, seed=0):
 
 
 def vocabulary(counts=None):
-    model = models.WordLevel(vocab={f"item{i}": i for i in range(len(IDS) * 10)}, unk_token="item0")
-    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)), counts=counts)
+    return vocabulary_of([f"token{i}" for i in range(40)], counts)
 
 
 def test_ranks_by_counts_with_ties_in_the_order_given():
@@ -131,25 +120,25 @@ def test_effects_against_a_loop():
     for i, row in enumerate(change.tolist()):
         mean = sum(row) / 50
         deviation = (sum((x - mean) ** 2 for x in row) / 49) ** 0.5
-        assert found.spread[i].item() == pytest.approx(deviation)
+        close(found.spread[i], deviation)
         for actual, chosen in ((found.own, columns[i]), (found.matched, matched[i]),
                                (found.other, columns[i - 1]),
                                (found.other_matched, matched[i - 1])):
-            assert actual[i].item() == pytest.approx(sum(row[c] for c in chosen.tolist()) / 4)
+            close(actual[i], sum(row[c] for c in chosen.tolist()) / 4)
     assert len(set(torch.stack([found.own, found.matched, found.other]).flatten().tolist())) == 15
 
 
 def test_effects_of_words_that_alone_rise_or_fall():
     ranks = torch.arange(100)
     columns = torch.tensor([[5, 45], [20, 70], [35, 95]])  # more than 15 ranks apart
-    change = torch.zeros(3, 100)
+    change = torch.zeros(3, 100, dtype=torch.float64)
     for i, amount in enumerate((-1.0, 2.0, 0.5)):
         change[i, columns[i]] = amount
     found = effects(change, columns, ranks)
     assert found.own.tolist() == found.size.tolist() == [-1.0, 2.0, 0.5]
     assert found.matched.tolist() == found.other.tolist() == [0, 0, 0]
     deviation = (2 * (1 - 2 / 100) / 99) ** 0.5  # of two ones among 98 zeros
-    torch.testing.assert_close(found.spread, torch.tensor([1.0, 2.0, 0.5]) * deviation)
+    close(found.spread, [deviation, 2 * deviation, 0.5 * deviation])
 
 
 def test_sizes_are_what_matched_words_do_not_have():
@@ -161,40 +150,40 @@ def test_sizes_are_what_matched_words_do_not_have():
 
 
 def test_used_signs_are_those_of_the_largest_coefficients():
-    record = run("gpt2")[2]
+    cache = run("gpt2")[1]
     neurons = torch.tensor([[[9.0, -9.0, 9.0], [9.0, 9.0, -9.0]],
                             [[1.0, -2.0, 0.1], [-0.5, 1.5, 0.2]]])
-    record = replace(record, neurons=neurons)
-    assert used_signs(record, 1).tolist() == [1, -1, 1]
-    assert used_signs(replace(record, neurons=-neurons), 1).tolist() == [-1, 1, -1]
+    cache = replace(cache, neurons=neurons)
+    assert used_signs(cache, 1).tolist() == [1, -1, 1]
+    assert used_signs(replace(cache, neurons=-neurons), 1).tolist() == [-1, 1, -1]
 
 
-def one_at_a_time(model, p, record, layer, neuron, i, value):
-    """Changes of logits at position i of the record, of a pass and by hand, (4,) and (4,)."""
-    text, place = record.text[i].item(), record.place[i : i + 1]
-    with set_neurons(p, layer, torch.tensor([0]), place, torch.tensor([neuron]), value):
+def one_at_a_time(model, cache, layer, neuron, i, value):
+    """Changes of logits at position i of the cache, of a pass and by hand, (4,) and (4,)."""
+    p, text, position = model.parameters, cache.text[i].item(), cache.position[i].item()
+    with set_neurons(model, layer, 0, position, neuron, value):
         moved = logits(model, ROWS[text])
-    actual = (moved - logits(model, ROWS[text]))[place.item(), IDS]
-    norm, state = p.final_norm(), record.states[1, i]
-    more = (value - record.neurons[layer, i, neuron]) * p.V(layer)[neuron]
+    actual = (moved - logits(model, ROWS[text]))[position, IDS]
+    norm, state = p.final_norm(), cache.states[1, i]
+    more = (value - cache.neurons[layer, i, neuron]) * p.V(layer)[neuron]
     with torch.no_grad():
         return actual, (norm(state + more) - norm(state)) @ p.E_out[:, IDS]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_switched_off_against_one_pass_at_a_time(kind, layer):
-    model, p, record = run(kind, positions=14)
-    neurons, contexts = permutation(p.d_ff)[:15], 3  # 45 cases: more than one batch
-    found = switched_off(model, p, ROWS, record, layer, neurons, IDS, contexts)
+def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
+    model, cache = run(kind, positions=14)
+    neurons, contexts = permutation(model.parameters.d_ff)[:15], 3  # 45 cases: more than one batch
+    found = ablate_neurons(model, cache, layer, neurons, IDS, contexts)
     signs, by_size = set(), 0
     for case, neuron in enumerate(neurons.tolist()):
-        used = record.neurons[layer, :, neuron].tolist()
+        used = cache.neurons[layer, :, neuron].tolist()
         largest = max(used, key=abs)
         sign = 1 if largest > 0 else -1
         best = sorted(range(14), key=lambda i: -sign * used[i])[:contexts]
         signs.add(sign)
         by_size += set(best) != set(sorted(range(14), key=lambda i: -abs(used[i]))[:contexts])
-        each = [one_at_a_time(model, p, record, layer, neuron, i, 0.0) for i in best]
+        each = [one_at_a_time(model, cache, layer, neuron, i, 0.0) for i in best]
         for actual, expected in zip(found, zip(*each)):
             close(actual[case], sum(expected) / contexts)
     assert by_size  # the size alone would have chosen other positions
@@ -207,20 +196,20 @@ def test_switched_off_against_one_pass_at_a_time(kind, layer):
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_switched_on_sets_the_largest_where_the_neuron_was_silent(kind, layer):
-    model, p, record = run(kind, positions=9)
-    neurons = permutation(p.d_ff)[:3]
-    cases = []  # per neuron, of every position where it may be switched on
+def test_activated_neurons_have_their_largest_coefficient_where_they_were_silent(kind, layer):
+    model, cache = run(kind, positions=9)
+    neurons = permutation(model.parameters.d_ff)[:3]
+    cases = []  # per neuron, of every position where it may be activated
     for neuron in neurons.tolist():
-        used = record.neurons[layer, :, neuron].tolist()
+        used = cache.neurons[layer, :, neuron].tolist()
         silent = sorted(range(9), key=lambda i: abs(used[i]))[:4]
         value = max(used, key=abs)
-        cases.append([torch.stack(one_at_a_time(model, p, record, layer, neuron, i, value))
+        cases.append([torch.stack(one_at_a_time(model, cache, layer, neuron, i, value))
                       for i in silent])
     for contexts in (1, 2):
         reached = [set() for _ in neurons]
         for seed in range(25):
-            found = switched_on(model, p, ROWS, record, layer, neurons, IDS, contexts, seed)
+            found = activate_neurons(model, cache, layer, neurons, IDS, contexts, seed)
             for case, both in enumerate(torch.stack(found, 1)):  # (2, 4): actual, direct
                 means = {drawn: sum(cases[case][i] for i in drawn) / contexts
                          for drawn in combinations_with_replacement(range(4), contexts)}
@@ -235,9 +224,9 @@ def test_switched_on_sets_the_largest_where_the_neuron_was_silent(kind, layer):
     assert (found[0] - found[1]).abs().max() > 1e-6 or layer == 1
 
 
-def test_a_switch_is_the_same_with_the_same_seed():
-    model, p, record = run("llama")
-    a, b, c = (switched_on(model, p, ROWS, record, 0, torch.arange(8), IDS, seed=seed)
+def test_neurons_are_activated_at_the_same_positions_with_the_same_seed():
+    model, cache = run("llama")
+    a, b, c = (activate_neurons(model, cache, 0, torch.arange(8), IDS, seed=seed)
                for seed in (4, 4, 5))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     assert (a[0] - c[0]).abs().max() > 1e-6 and (a[1] - c[1]).abs().max() > 1e-6
@@ -245,17 +234,18 @@ def test_a_switch_is_the_same_with_the_same_seed():
 
 def test_the_words_that_a_neuron_writes_fall_and_rise(kind):
     """All write the same small v; a final norm without gain turns it by less than 90 degrees."""
-    model, p, _ = run(kind)
+    model = tiny_model(kind)
+    p = model.parameters
     v = random(p.d)
     v -= v.mean()
     with torch.no_grad():
         p.final_norm().weight.fill_(1.0)
-        p.V(1)[:] = 1e-3 * v  # small, but RMSNorm computes in float32
-    record = record_of(model, positions=3)
-    signs = used_signs(record, 1)
+        p.V(1)[:] = 1e-3 * v
+    cache = capture(model, TEXTS, 3)
+    signs = used_signs(cache, 1)
     assert set(signs.tolist()) == {-1, 1}
-    arguments = (model, p, ROWS, record, 1, torch.arange(p.d_ff), torch.arange(p.e))
-    for found, side in ((switched_off(*arguments, contexts=1), -1), (switched_on(*arguments), 1)):
+    given = model, cache, 1, torch.arange(p.d_ff), torch.arange(p.e)
+    for found, side in ((ablate_neurons(*given, contexts=1), -1), (activate_neurons(*given), 1)):
         for change in found:
             moved = change @ torch.linalg.pinv(p.E_out)  # back from logits to states, (d_ff, d)
             written = signs[:, None] * v  # by a neuron of negative coefficients: -v
@@ -265,65 +255,99 @@ def test_the_words_that_a_neuron_writes_fall_and_rise(kind):
 # ---- heads
 
 
-def test_head_changes_against_one_pass_at_a_time(kind):
-    model, p, _ = run(kind)
-    reach = 2
-    every = [(t, place) for t, row in enumerate(ROWS) for place in range(len(row) - reach)]
+def test_ablated_values_against_one_pass_at_a_time(kind):
+    model, reach = tiny_model(kind), 2
+    every = [(t, position) for t, row in enumerate(ROWS) for position in range(len(row) - reach)]
     at = [every[i % 12] for i in permutation(36).tolist()]  # more than one batch, no order
     plain = [logits(model, row) for row in ROWS]
-    for layer, head in ((0, 0), (1, p.H_kv - 1)):
-        found = head_changes(model, p, ROWS, layer, head, at, IDS, reach)
+    for layer, head in ((0, 0), (1, model.parameters.H_kv - 1)):
+        found = ablate_values(model, ROWS, layer, head, at, IDS, reach)
         assert found.shape == (36, 4) and found.abs().amax(1).min() > 1e-6
-        for text, place in every:
-            with set_values(p, layer, torch.tensor([0]), torch.tensor([place]), head):
+        for text, position in every:
+            with set_values(model, layer, 0, position, head):
                 moved = logits(model, ROWS[text]) - plain[text]
-            assert not moved[:place].any()  # nothing changes before the place
-            expected = sum(moved[i][IDS] for i in range(place, place + reach + 1))
+            assert not moved[:position].any()  # nothing changes before it
+            expected = sum(moved[i][IDS] for i in range(position, position + reach + 1))
             for actual, case in zip(found, at):
-                if case == (text, place):
+                if case == (text, position):
                     close(actual, expected)
 
 
 def test_how_far_a_head_is_followed():
-    model, p, _ = run("llama")
-    at = [(2, 1), (0, 0)]
-    sums = [head_changes(model, p, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
-    assert all((a - b).abs().min() > 1e-6 for a, b in zip(sums, sums[1:]))
-    with pytest.raises(ValueError, match="1 of 2 places lie outside"):
-        head_changes(model, p, ROWS, 0, 1, at, IDS, reach=6)
+    model, at = tiny_model("llama"), [(2, 1), (0, 0)]
+    sums = [ablate_values(model, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
+    assert all((a - b).abs().min() > 1e-6 for a, b in pairwise(sums))
+    with pytest.raises(ValueError, match="1 of 2 positions lie outside"):
+        ablate_values(model, ROWS, 0, 1, at, IDS, reach=6)
 
 
 @pytest.mark.parametrize("room", [0, 2, 4, 8])
-def test_first_places_with_room_behind_them(room):
+def test_first_positions_with_room_behind_them(room):
     ids = torch.tensor([9, 1, 30, 5, 7, 3])
-    rows = [ROWS[1], *ROWS, [5] * 12]  # the first has less than `room` items
+    rows = [ROWS[1], *ROWS, [5] * 12]  # the first has less than `room` tokens
     expected = {}
-    for column, item in enumerate(ids.tolist()):
-        places = [(text, place) for text, row in enumerate(rows) for place in range(len(row))
-                  if row[place] == item and place > 0 and len(row[place + 1 :]) >= room]
-        if places:
-            expected[column] = places[0]
-    assert first_places(rows, ids, room) == expected and 3 in expected
+    for column, token in enumerate(ids.tolist()):
+        positions = [(text, i) for text, row in enumerate(rows) for i in range(len(row))
+                     if row[i] == token and i > 0 and len(row[i + 1 :]) >= room]
+        if positions:
+            expected[column] = positions[0]
+    assert first_positions(rows, ids, room) == expected and 3 in expected
 
 
-# ---- models whose last states give no logits
+# ---- what is refused
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_no_changes_without_a_final_norm(kind):
-    model, p, record = run(kind)
-    for switched in (switched_off, switched_on):
+    model, cache = run(kind)
+    for change in (ablate_neurons, activate_neurons):
         with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
-            switched(model, p, ROWS, record, 0, torch.arange(2), IDS)
+            change(model, cache, 0, torch.arange(2), IDS)
     with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
-        head_changes(model, p, ROWS, 0, 0, [(0, 0)], IDS, 1)
+        ablate_values(model, ROWS, 0, 0, [(0, 0)], IDS, 1)
 
 
-def test_rows_of_other_texts_are_refused(kind):
-    model, params, record = run(kind)
-    swapped = [ROWS[1], ROWS[0], ROWS[2]]
-    with pytest.raises(ValueError, match="rows are not the texts of this record: at place"):
-        switched_off(model, params, swapped, record, 0, torch.tensor([0]), IDS)
+@pytest.mark.parametrize("lacking, kept", [("states", "neurons"), ("neurons", "states")])
+def test_a_cache_must_have_states_and_neurons(lacking, kept):
+    model = tiny_model("gpt2")
+    cache = capture(model, TEXTS, keep=kept)
+    for change in (ablate_neurons, activate_neurons):
+        with pytest.raises(ValueError, match=f"needs states and neurons, and lacks {lacking}: "
+                                             r"capture\(..., keep=\('states', 'neurons'\)\)"):
+            change(model, cache, 0, torch.arange(2), IDS)
+    if lacking == "neurons":
+        with pytest.raises(ValueError, match="the cache needs neurons, and lacks neurons: "):
+            used_signs(cache, 0)
+    else:
+        assert len(used_signs(cache, 0)) == 20
+
+
+def test_what_is_not_there_is_refused():
+    model, cache = run("gpt2")
+    for change in (ablate_neurons, activate_neurons):
+        with pytest.raises(ValueError, match="no layer 2: layers are 0 to 1"):
+            change(model, cache, 2, torch.arange(2), IDS)
+        with pytest.raises(ValueError, match="no neuron 20: neurons are 0 to 19"):
+            change(model, cache, 0, torch.tensor([3, 20]), IDS)
+        with pytest.raises(ValueError, match="contexts = 0, but it must be "):
+            change(model, cache, 0, torch.tensor([3]), IDS, contexts=0)
+    with pytest.raises(ValueError, match="contexts = 19, .* 18 positions there are"):
+        ablate_neurons(model, cache, 0, torch.tensor([3]), IDS, contexts=19)
+    single = capture(model, TEXTS, 1)
+    with pytest.raises(ValueError, match="one position has none where a neuron was silent"):
+        activate_neurons(model, single, 0, torch.tensor([3]), IDS)
+    with pytest.raises(ValueError, match="no layer 2"):
+        used_signs(cache, 2)
+    with pytest.raises(ValueError, match="key-value heads are 0 to 2"):
+        ablate_values(model, ROWS, 0, 3, [(0, 0)], IDS, 1)
+
+
+def test_numbers_of_neurons_may_be_a_list():
+    model, cache = run("gpt2")
+    for change in (ablate_neurons, activate_neurons):
+        for first, second in zip(change(model, cache, 1, [3, 5], IDS),
+                                 change(model, cache, 1, torch.tensor([3, 5]), IDS)):
+            assert torch.equal(first, second)
 
 
 def test_a_single_case_has_no_control():
@@ -332,6 +356,6 @@ def test_a_single_case_has_no_control():
 
 
 def test_a_neuron_that_is_never_active_is_read_as_it_is():
-    record = record_of(tiny("gpt2"))
-    silent = replace(record, neurons=torch.zeros_like(record.neurons))
+    cache = run("gpt2")[1]
+    silent = replace(cache, neurons=torch.zeros_like(cache.neurons))
     assert (used_signs(silent, 0) == 1).all()
