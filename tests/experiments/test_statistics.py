@@ -1,15 +1,24 @@
-"""Agreement, coherence, controls and intervals against sets, loops and known data."""
+"""Agreement and intervals against sets, loops and known data; tables of results."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from embspace_helpers.experiments.statistics import (Judge, bootstrap_interval, count_text, group_interval,
-                                         jaccard_at_k, mean_text,
-                                         mixtures, overlap_at_k,
-                                         permutation_p_value, random_directions, random_rotation,
-                                         ratio_interval, save_table, share_above, shuffled)
+from embspace_helpers.experiments.controls import random_directions
+from embspace_helpers.experiments.statistics import (
+    bootstrap_interval,
+    count_text,
+    group_interval,
+    jaccard_at_k,
+    mean_text,
+    overlap_at_k,
+    permutation_p_value,
+    ratio_interval,
+    replace_rows,
+    save_table,
+)
+from embspace_helpers.reading.judge import Judge
 
 
 def lists(n, k, size=30, seed=0):
@@ -24,7 +33,7 @@ def lists(n, k, size=30, seed=0):
 def test_overlap_and_jaccard_against_sets():
     first, second = lists(20, 8), lists(20, 12, seed=1)
     pairs = [(set(a), set(b)) for a, b in zip(first.tolist(), second.tolist())]
-    assert 0 < sum(len(a & b) for a, b in pairs)
+    assert sum(len(a & b) for a, b in pairs) > 0
     overlap = [len(a & b) / 8 for a, b in pairs]
     jaccard = [len(a & b) / len(a | b) for a, b in pairs]
     np.testing.assert_allclose(overlap_at_k(first, second), overlap, rtol=1e-6)
@@ -38,38 +47,20 @@ def test_paired_lists_are_checked(measure):
                           (lists(2, 3)[0], lists(2, 3))):
         with pytest.raises(ValueError, match=r"same n, got \(.*\) and \("):
             measure(first, second)
+    with pytest.raises(ValueError, match="lists hold token ids, whole numbers.* got torch.float32"):
+        measure(lists(2, 3).float(), lists(2, 3))
 
 
-# ---- controls
+def test_empty_lists_share_nothing():
+    empty = torch.zeros(3, 0, dtype=torch.long)
+    assert overlap_at_k(lists(3, 4), empty).tolist() == [0, 0, 0]
+    assert jaccard_at_k(lists(3, 4), empty).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 101])
-def test_shuffled_is_a_permutation_without_a_fixed_point(n):
-    rows = torch.arange(n)[:, None].repeat(1, 2)
-    for seed in range(10):
-        order = shuffled(rows, seed)[:, 0]
-        assert sorted(order.tolist()) == list(range(n))
-        assert not (order == torch.arange(n)).any()
-    assert torch.equal(shuffled(rows, 3), shuffled(rows, 3))
-
-
-def test_shuffled_depends_on_the_seed_and_keeps_rows_whole():
-    rows = lists(50, 4)
-    assert not torch.equal(shuffled(rows, 0), shuffled(rows, 1))
-    assert {tuple(r) for r in shuffled(rows).tolist()} == {tuple(r) for r in rows.tolist()}
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_too_few_rows_to_shuffle(n):
-    with pytest.raises(ValueError, match=f"{n} row cannot be shuffled: at least 2"):
-        shuffled(torch.zeros(n, 3))
-
-
-def test_random_directions_are_standard_normal():
-    x = random_directions(300, 50, seed=1)
-    assert x.shape == (300, 50) and torch.equal(x, random_directions(300, 50, seed=1))
-    assert not torch.equal(x, random_directions(300, 50, seed=2))
-    assert abs(x.mean()) < 0.03 and abs(x.std() - 1) < 0.03
+def test_agreement_of_many_lists_is_that_of_each_pair():
+    first, second = lists(600, 5), lists(600, 7, seed=1)  # more than are compared at once
+    each = [overlap_at_k(a[None], b[None]) for a, b in zip(first, second)]
+    assert torch.equal(overlap_at_k(first, second), torch.cat(each))
 
 
 # ---- coherence
@@ -124,16 +115,7 @@ def test_errors_of_the_judge():
             Judge(random_directions(4, 10), torch.arange(words), 10, remove=remove)
 
 
-# ---- readable share, interval, p-value
-
-
-def test_share_above_counts_chance_for_the_control_itself():
-    control = random_directions(1, 4000)[0]
-    assert share_above(control, control).mean() == pytest.approx(0.05, abs=0.001)
-    other = random_directions(1, 4000, seed=1)[0]
-    assert share_above(other, control).mean() == pytest.approx(0.05, abs=0.015)
-    assert share_above(control, control, quantile=0.5).mean() == pytest.approx(0.5, abs=0.001)
-    assert share_above(torch.tensor([-9.0, 9.0]), control).tolist() == [0, 1]
+# ---- intervals, p-values
 
 
 def test_bootstrap_interval_covers_about_95_of_100():
@@ -187,17 +169,6 @@ def test_permutation_p_value_refuses_nan(value):
             permutation_p_value(*pair)
 
 
-def test_mixtures_keep_mean_and_covariance_and_combine_all_matrices_alike():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3000, 4, generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 5
-    mixed, doubled = mixtures(x, 2 * x)
-    torch.testing.assert_close(doubled, 2 * mixed, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(mixed.mean(0), x.mean(0), rtol=0, atol=0.3)
-    torch.testing.assert_close(mixed.T.cov(), x.T.cov(), rtol=0.15, atol=0.7)
-    assert (mixed - x).abs().mean() > 1  # and are not the rows themselves
-    assert not torch.equal(mixed, mixtures(x, seed=2)[0])
-
-
 def test_mean_text():
     values = torch.tensor([[0.0, 1.0], [0.0, 1.0]] * 50)
     low, high = bootstrap_interval(values.flatten(), 500)
@@ -226,6 +197,19 @@ def test_group_interval_resamples_whole_groups():
         group_interval(values, torch.zeros(1000))
 
 
+def test_a_group_interval_is_the_ratio_interval_of_sums_and_counts():
+    groups = torch.tensor([4, 4, 7, 7, 7, 1, 9, 9])
+    values = torch.tensor([0.5, 0.25, 1.0, 2.0, 0.125, 3.0, -1.0, 0.75])
+    sums = torch.stack([values[groups == g].sum() for g in (1, 4, 7, 9)])
+    mean, low, high = ratio_interval(sums, torch.tensor([1, 2, 3, 2]))
+    assert group_interval(values, groups) == (low, high)
+    assert mean == values.mean().item() and low < mean < high
+    assert group_interval(values, groups, 50, seed=3) == ratio_interval(
+        sums, torch.tensor([1, 2, 3, 2]), 50, seed=3)[1:]
+    with pytest.raises(ValueError, match="1 of 8 values are NaN"):
+        group_interval(values.masked_fill(groups == 1, float("nan")), groups)
+
+
 def test_ratio_interval():
     bottom = torch.rand(400, generator=torch.Generator().manual_seed(0)) + 0.5
     noise = torch.randn(400, generator=torch.Generator().manual_seed(1))
@@ -235,21 +219,14 @@ def test_ratio_interval():
     assert ratio_interval(3 * bottom, bottom) == pytest.approx((3, 3, 3))
 
 
-def test_a_random_rotation_leans_nowhere():
-    traces = torch.stack([random_rotation(16, seed).trace() for seed in range(200)])
-    assert traces.mean().abs() < 0.3  # plain QR: about -2
-    for d in (1, 2, 5, 16):
-        Q = random_rotation(d, 3)
-        torch.testing.assert_close(Q @ Q.T, torch.eye(d), atol=1e-5, rtol=0)
-        assert torch.linalg.det(Q) > 0.99
-    assert torch.equal(random_rotation(5, 1), random_rotation(5, 1))
-    assert not torch.equal(random_rotation(5, 1), random_rotation(5, 2))
-
-
-@pytest.mark.parametrize("top, bottom", [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, 2.0], [1.0, 2.0, 3.0])])
+@pytest.mark.parametrize("top, bottom", [([1.0], [1.0]), ([1.0, 2.0], [1.0]),
+                                         ([1.0, 2.0], [1.0, 2.0, 3.0])])
 def test_ratios_need_pairs(top, bottom):
     with pytest.raises(ValueError, match="at least 2 pairs of values"):
         ratio_interval(torch.tensor(top), torch.tensor(bottom))
+
+
+# ---- tables of results
 
 
 def test_a_table_is_written_whole_or_not_at_all(tmp_path):
@@ -264,3 +241,39 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         save_table(Broken({"a": [3]}), path)
     assert pd.read_csv(path)["a"].tolist() == [1, 2]
+
+
+def test_rows_measured_anew_replace_those_with_the_same_key(tmp_path):
+    file, key = tmp_path / "overlap.csv", ["model", "reading", "source"]
+    rows = [{"model": m, "reading": r, "source": s, "layer": layer, "mean": 0.5}
+            for m in ("b", "a") for r in ("x", "y") for s in ("imdb", "embedded")
+            for layer in (1, 0, -1)]
+    pd.DataFrame(rows).to_csv(file, index=False)
+    again = {"model": "b", "reading": "y", "source": "imdb", "mean": 0.1}
+    new = pd.DataFrame([again | {"layer": layer} for layer in (3, 1)])
+    found = replace_rows(new, file, key)
+    assert len(found) == 7 * 3 + 2  # all other readings and sources stay, here two rows for three
+    measured = found[found["mean"] == 0.1]
+    assert (measured[key] == ["b", "y", "imdb"]).all(axis=None)
+    assert measured["layer"].tolist() == [3, 1]  # in the order given
+    assert found[found["model"] == "a"]["layer"].tolist() == [1, 0, -1] * 4
+    assert found["model"].is_monotonic_increasing and found.index.tolist() == [*range(23)]
+    assert pd.read_csv(file)["mean"].unique().tolist() == [0.5]  # nothing is written
+
+
+def test_rows_of_a_file_that_is_not_there_or_empty_are_the_new_ones(tmp_path):
+    new = pd.DataFrame({"model": ["b", "a"], "seed": [1, 2], "shuffled": [True, False]})
+    expected = new.iloc[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(replace_rows(new, tmp_path / "no.csv", ["model"]), expected)
+    new.iloc[:0].to_csv(tmp_path / "empty.csv", index=False)
+    pd.testing.assert_frame_equal(replace_rows(new, tmp_path / "empty.csv", ["model"]), expected)
+
+
+def test_results_of_one_classifier_after_the_other(tmp_path):
+    table, key = str(tmp_path / "t.csv"), ["model", "shuffled", "seed"]
+    row = {"model": "b", "seed": 1, "shuffled": False, "imdb": 0.5}
+    for new in (row, row | {"seed": 2}, row | {"shuffled": True}, row | {"model": "a"},
+                row | {"imdb": 0.8124}):
+        save_table(replace_rows(pd.DataFrame([new]), table, key), table)
+    assert pd.read_csv(table).to_numpy().tolist() == [
+        ["a", 1, False, 0.5], ["b", 1, False, 0.8124], ["b", 2, False, 0.5], ["b", 1, True, 0.5]]
