@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Mapping, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def _sequences_differ(actual: object, expected: object, atol: float) -> Differen
 def _numbers_differ(actual: object, expected: np.ndarray, atol: float) -> Difference | None:
     """The first place where two arrays of numbers or booleans differ."""
     array, kinds = _array(actual), "b" if expected.dtype.kind == "b" else "biuf"
-    if array is None or array.dtype.kind not in kinds and array.size:
+    if array is None or (array.dtype.kind not in kinds and array.size):
         wanted = "True or False" if kinds == "b" else "numbers" if expected.ndim else "a number"
         return _kind(actual, wanted, expected)
     if array.shape != expected.shape:
@@ -130,7 +130,7 @@ def _plain(value: object) -> object:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
-def _items(values: object) -> list | None:
+def _items(values: Any) -> list | None:
     """The items of a list, tuple or array; None for what is no sequence."""
     if isinstance(values, list | tuple):
         return [_plain(value) for value in values]
@@ -138,7 +138,7 @@ def _items(values: object) -> list | None:
     return list(values.tolist()) if is_array else None
 
 
-def _array(values: object) -> np.ndarray | None:
+def _array(values: Any) -> np.ndarray | None:
     """Numbers of any kind as an array: tensors of any type and device, lists of them, scalars.
 
     None for a ragged list and for what holds something else than numbers.

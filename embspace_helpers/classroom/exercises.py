@@ -1,7 +1,7 @@
 """Exercises in a notebook: `check` runs a learner's code and says what is wrong, `expect` compares.
 
-    with check("Exercise 1.2"):
-        expect(double(3), 6, hint="Twice the number, whatever the number.")
+with check("Exercise 1.2"):
+expect(double(3), 6, hint="Twice the number, whatever the number.")
 """
 
 import ast
@@ -121,9 +121,10 @@ def _unread_cell() -> str | None:
     *cells, this = shell.history_manager.input_hist_raw if shell else [""]
     for name in dict.fromkeys(re.findall(r"\b([^\W\d]\w*)\s*\(", this)):
         function = inspect.unwrap(shell.user_ns.get(name)) if shell else None
-        if inspect.isfunction(function) and not os.path.exists(function.__code__.co_filename):
-            if problem := _why_not_read(function, name, cells, shell):
-                return problem
+        is_of_cell = inspect.isfunction(function) and not os.path.exists(_file(function))
+        problem = _why_not_read(function, name, cells, shell) if is_of_cell else None
+        if problem:
+            return problem
     return None
 
 
@@ -144,6 +145,11 @@ def _why_not_read(function: Any, name: str, cells: list[str], shell: Any) -> str
                 f"not yet. Your cell stopped before it reached {name}, so an older one was asked; "
                 f"mend what its error message names, {again}")
     return None
+
+
+def _file(function: Any) -> str:
+    """The name of the file a function is from, which for a cell is a made-up one."""
+    return function.__code__.co_filename
 
 
 def _source(function: Any) -> str:

@@ -149,7 +149,8 @@ def _checked_source(source: object) -> str | Path:
 
 def _checked_number(n: object) -> float | None:
     """The number of reviews. Raises TypeError for what is no number."""
-    is_number = isinstance(n, numbers.Real) and not isinstance(n, bool)
-    if n is None or is_number:
-        return n
+    if n is None:
+        return None
+    if isinstance(n, numbers.Real) and not isinstance(n, bool):
+        return float(n)
     raise TypeError(f"n = {shown(n)}, but it must be an even number, or None for all reviews")

@@ -99,7 +99,8 @@ def is_complete(folder: Path) -> bool:
 def _download_model(name: str) -> Path:
     """Download what a model needs, the weights last; files that are there are not asked for."""
     config = cached_file(name, "config.json") or _download(name, "config.json", {})
-    folder, pinned = config.parent, {"revision": config.parent.name}
+    folder = config.parent
+    pinned: dict[str, Any] = {"revision": folder.name}
     found = huggingface_hub.HfApi(**_endpoint()).model_info(name, **pinned)
     files = {sibling.rfilename for sibling in found.siblings or []}
     for file in sorted(files):
@@ -121,12 +122,12 @@ def _shards(folder: Path) -> list[str]:
 def _download(name: str, file: str, options: dict[str, Any]) -> Path:
     """One file, into the hub's cache folder."""
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file, **options, **_endpoint()))
+        return Path(huggingface_hub.hf_hub_download(name, file, **(options | _endpoint())))
     except errors.RemoteEntryNotFoundError:
         raise HubError(f"it has no {file}") from None
 
 
-def _endpoint() -> dict[str, str]:
+def _endpoint() -> dict[str, Any]:
     """HF_ENDPOINT as it is now; the hub's client reads it on import only."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     return {"endpoint": endpoint} if endpoint else {}
@@ -224,7 +225,7 @@ def _impatient(client: httpx.Client) -> httpx.Client:
             response.stream = _Body(response.stream, limit)
         return response
 
-    client.send = bounded
+    client.send = bounded  # type: ignore[method-assign]  # of this one client, made for us
     return client
 
 

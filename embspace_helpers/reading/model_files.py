@@ -63,7 +63,7 @@ def file_errors(folder: Path, options: dict[str, Any], advice: str) -> Iterator[
         yield
     except (BadModelFile, ImportError, MemoryError):
         raise
-    except Exception as error:
+    except Exception:
         problem = _find_problem(folder, options)
         if problem is None:
             raise

@@ -22,16 +22,12 @@ from embspace_helpers.reading.loading import (
     auto_class,
     checked_dtype,
     checked_seed,
-    dense,
+    load_weights,
     quiet,
     shown,
 )
-from embspace_helpers.reading.model_files import (
-    BadModelFile,
-    check_files,
-    check_loaded,
-    file_errors,
-)
+from embspace_helpers.reading.model_files import BadModelFile as BadModelFile  # others look here
+from embspace_helpers.reading.model_files import check_files, check_loaded, file_errors
 
 if TYPE_CHECKING:  # these take seconds to import, so functions import them when called
     import torch
@@ -116,10 +112,7 @@ def load_model(
     check_files(folder, options, advice)
     with quiet("gguf_file" in options), file_errors(folder, options, advice):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, info = auto_class(source, options).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
-            output_loading_info=True, **options, **dense(options),
-        )  # fmt: skip
+        model, info = load_weights(source, options, dtype)
     check_loaded(folder, info, options, advice)
     return model.eval().requires_grad_(False), tokenizer
 

@@ -198,9 +198,9 @@ def test_a_host_that_cannot_be_looked_up_in_time(monkeypatch):
 @pytest.mark.parametrize("variable", hub.OFFLINE)
 def test_offline_nothing_is_asked_or_printed(variable, monkeypatch, capfd):
     monkeypatch.setenv(variable, "1")
-    with hub_server(monkeypatch) as server:
-        with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE is set, so the hub is not asked"):
-            load_model("owner/twin")
+    said = "HF_HUB_OFFLINE is set, so the hub is not asked"
+    with hub_server(monkeypatch) as server, pytest.raises(ModelNotFound, match=said):
+        load_model("owner/twin")
     assert server.asked == [] and capfd.readouterr() == ("", "")
 
 
@@ -208,7 +208,10 @@ def test_retries_when_they_are_asked_for(monkeypatch):
     monkeypatch.setenv(hub.RETRIES, "1")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     failures = iter([True])
-    once = lambda player: next(failures, False) and status(503)(player)
+
+    def once(player):
+        return next(failures, False) and status(503)(player)
+
     with hub_server(monkeypatch, once) as server:
         assert fingerprint("owner/twin") == COMMIT
     assert [method for method, _ in server.asked] == ["HEAD", "HEAD", "GET"]
@@ -259,9 +262,9 @@ def test_a_download_goes_on_as_long_as_data_come(monkeypatch, tmp_path):
 
 
 def test_a_download_that_broke_off_is_taken_up_where_it_was(monkeypatch):
-    with hub_server(monkeypatch, broken_off("model.safetensors", 0)):
-        with pytest.raises(ModelNotFound, match="broke off"):
-            load_model("owner/twin")
+    play = broken_off("model.safetensors", 0)
+    with hub_server(monkeypatch, play), pytest.raises(ModelNotFound, match="broke off"):
+        load_model("owner/twin")
     with hub_server(monkeypatch) as server:
         load_model("owner/twin")
     assert not any("config.json" in path for _, path in server.asked)
@@ -281,8 +284,9 @@ def test_a_model_in_shards(monkeypatch, tmp_path):
 def test_weights_in_other_formats_are_refused(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_bytes((TWIN / "config.json").read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with hub_server(monkeypatch, folder=tmp_path) as server:
-        with pytest.raises(ModelNotFound, match="it has no model.safetensors, and files of other"):
+    said = "it has no model.safetensors, and files of other"
+    with hub_server(monkeypatch, folder=tmp_path) as server:  # noqa: SIM117
+        with pytest.raises(ModelNotFound, match=said):
             load_model("owner/twin")
     assert not any(path.endswith(".bin") for _, path in server.asked)
 
@@ -290,8 +294,9 @@ def test_weights_in_other_formats_are_refused(monkeypatch, tmp_path):
 def test_a_damaged_file_of_the_hub_says_which_folder_to_delete(monkeypatch, tmp_path):
     shutil.copytree(TWIN, tmp_path / "twin")
     (tmp_path / "twin" / "model.safetensors").write_bytes(b"cut off")
-    with hub_server(monkeypatch, folder=tmp_path / "twin"):
-        with pytest.raises(models.BadModelFile, match=r"delete the folder .*--owner--twin and"):
+    said = r"delete the folder .*--owner--twin and"
+    with hub_server(monkeypatch, folder=tmp_path / "twin"):  # noqa: SIM117
+        with pytest.raises(models.BadModelFile, match=said):
             load_model("owner/twin")
 
 
