@@ -78,7 +78,7 @@ class Classifier(nn.Module):
         if (norm := params.final_norm()) is not None:
             name = next(name for name, module in self.base.named_modules() if module is norm)
             self.base.set_submodule(name, nn.Identity())
-        self.head = nn.Linear(params.d, 2)
+        self.head = nn.utils.skip_init(nn.Linear, params.d, 2)  # filled below
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
@@ -185,7 +185,7 @@ def predict(classifier: Classifier, texts: Sequence[str] | str, length: int = 25
     rows = tokenize(classifier.model, texts, length)
     device = next(classifier.parameters()).device
     classifier.eval()
-    found = torch.empty(len(rows))
+    found = torch.empty(len(rows), dtype=classifier.head.weight.dtype)
     order = torch.tensor([len(row) for row in rows]).argsort(stable=True)
     for chosen in tqdm(order.split(batch), unit="batch", leave=False, delay=BAR_AFTER,
                        desc="classifying"):
