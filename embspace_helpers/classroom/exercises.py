@@ -1,7 +1,8 @@
 """Exercises in a notebook: `check` runs a learner's code and says what is wrong, `expect` compares.
 
-with check("Exercise 1.2"):
-expect(double(3), 6, hint="Twice the number, whatever the number.")
+Example:
+    with check("Exercise 1.2"):
+        expect(double(3), 6, hint="Twice the number, whatever the number.")
 """
 
 import ast
