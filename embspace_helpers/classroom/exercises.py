@@ -85,7 +85,7 @@ def _verdict(error: Exception) -> str:
     if isinstance(error, AssertionError):
         return f"not yet. {str(error) or f'This does not hold: {frame.line}'}"
     if in_check and isinstance(error, NameError):
-        return f"not yet. {error}: run the cell above, then run this cell again."
+        return f"not yet. {error}: run the cells above, then run this cell again."
     place = f"\n  in {frame.name}, line {frame.lineno}: {frame.line}"
     what = f"{type(error).__name__}: {_cut(str(error))}"
     if in_check:

@@ -181,7 +181,7 @@ LINES = [
      "in <module>, line 2: one, other = f()"),
     ("def f():\n    return 1", "cannot be used as it should (TypeError: cannot unpack",
      "in <module>, line 2: one, other = f()"),
-    ("def g(): pass", "not yet. name 'f' is not defined: run the cell above, then run this", ""),
+    ("def g(): pass", "not yet. name 'f' is not defined: run the cells above, then run this", ""),
     ("def f():\n    return g()", "your code stopped with NameError: name 'g'", "in f, line 2"),
     ("def f():\n    return f()", "your code stopped with RecursionError", "in f, line 2"),
     ("def f():\n    raise ValueError('x' * 9999)", " ...\n", "in f, line 2"),
@@ -232,7 +232,7 @@ SESSIONS = [
     ([STUBBED, "def f(x)\n    return 2 * x", GOOD], "passed."),
     ([STUBBED, "import nonsense\n" + GOOD], "Your cell stopped before it reached f, so an older"),
     ([STUBBED, GOOD + "\nprint(f('a') + 1)"], "passed."),
-    ([], "not yet. name 'f' is not defined: run the cell above, then run this cell again."),
+    ([], "not yet. name 'f' is not defined: run the cells above, then run this cell again."),
 ]
 
 
