@@ -79,8 +79,8 @@ def leading_directions(after: Model, before: Model, layers: Sequence[int], n: in
     Principal directions of all displacements of `layers`, uncentred, each group of a layer scaled
     to the same total length. Raises ValueError for more directions than d.
     """
-    d = before.parameters.d
-    n, total = as_count(n, d, "n", "directions"), torch.zeros(d, d)
+    d, dtype = before.parameters.d, before.parameters.E.dtype
+    n, total = as_count(n, d, "n", "directions"), torch.zeros(d, d, dtype=dtype)
     for group, layer in product(before.parameters.groups, layers):
         rows = displacement(after, before, group, layer)
         total += rows.T @ rows / rows.square().sum().clamp_min(1e-30)
