@@ -123,7 +123,8 @@ BERT = {key: LLAMA[key] for key in LLAMA if key != "num_key_value_heads"}
 # Head sizes: 4 (GPT-2: 12 / 3), 6 (Llama: not 12 / 4), 2 (Mistral), 4 (Qwen2), 3 (BERT).
 MODELS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(
-        vocab_size=40, n_positions=32, n_embd=12, n_inner=20, n_layer=2, n_head=3)),
+        vocab_size=40, n_positions=32, n_embd=12, n_inner=20, n_layer=2, n_head=3,
+        bos_token_id=0, eos_token_id=39)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(
         **LLAMA, head_dim=6, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(

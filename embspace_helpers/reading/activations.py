@@ -30,6 +30,37 @@ BAR_AFTER = 20  # seconds: short runs show no progress bar
 KEPT = ("states", "keys", "neurons", "values", "subheads")
 
 
+class SomeLayers:
+    """Tensors of some layers, behind the numbers that all L layers have: `x[layer]`, or `x[-1]`."""
+
+    def __init__(self, found: Tensor, layers: Sequence[int], L: int):
+        """`found` (len(layers), n, ...) holds the layers named."""
+        self.found, self.L = found, L
+        self.place = {layer: i for i, layer in enumerate(layers)}
+
+    def __len__(self) -> int:
+        """Return the number L of layers, kept or not."""
+        return self.L
+
+    def __getitem__(self, place: int | tuple) -> Tensor:
+        """The tensor of one layer, (n, ...); a tuple goes on within it, as in x[layer, rows].
+
+        Raises ValueError for a layer that was not kept.
+        """
+        layer, *rest = place if isinstance(place, tuple) else (place,)
+        layer = as_index(layer + self.L if layer < 0 else layer, self.L, "layer")
+        if layer not in self.place:
+            raise ValueError(f"layer {layer} was not kept: capture(..., layers=...) asked for "
+                             f"{', '.join(map(str, self.place))}")
+        found = self.found[self.place[layer]]
+        return found[tuple(rest)] if rest else found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Kind of number."""
+        return self.found.dtype
+
+
 @dataclass(frozen=True)
 class ActivationCache:
     """What happened at n positions of some texts; every first axis is the layer.
@@ -39,18 +70,19 @@ class ActivationCache:
     `keys`: for every kind of FF key its pre-activations (L, n, d_ff). `neurons` (L, n, d_ff): the
     coefficients that rows of V are written with. `values` (L, n, H_kv d_h): what the key-value
     heads offer there, x W_V and bias, head by head. `subheads` (L, n, H d_h): the coefficients
-    that rows of W_O are written with. What was not asked for is None (`keys`: empty).
+    that rows of W_O are written with. What was not asked for is None (`keys`: empty). Where only
+    some layers were asked for, `neurons[layer]` and the like give these, and refuse the others.
     """
 
     tokens: Tokens
     text: Tensor
     position: Tensor
     token: Tensor
-    states: Tensor | None
-    keys: dict[str, Tensor]
-    neurons: Tensor | None
-    values: Tensor | None
-    subheads: Tensor | None
+    states: Tensor | SomeLayers | None
+    keys: dict[str, Tensor | SomeLayers]
+    neurons: Tensor | SomeLayers | None
+    values: Tensor | SomeLayers | None
+    subheads: Tensor | SomeLayers | None
 
     def __len__(self) -> int:
         """Return the number n of positions."""
@@ -72,6 +104,15 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook, bool]]) -> Iterator[None]:
         yield
 
 
+def as_texts(texts: Sequence[str] | str) -> list[str]:
+    """Return texts as a list; one text alone as a list of one. Raises ValueError for all else."""
+    texts = [texts] if isinstance(texts, str) else texts
+    texts = list(texts) if isinstance(texts, Iterable) else texts
+    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"expected texts, a list of strings, got {str(texts)[:60]!r}")
+    return texts
+
+
 def tokenize(model: Model, texts: Sequence[str] | str, length: int = 256) -> Tokens:
     """Token ids of every text, with the tokenizer's own extras.
 
@@ -80,10 +121,7 @@ def tokenize(model: Model, texts: Sequence[str] | str, length: int = 256) -> Tok
     this model's.
     """
     model = as_model(model)
-    texts = [texts] if isinstance(texts, str) else texts
-    texts = list(texts) if isinstance(texts, Iterable) else texts
-    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"expected texts, a list of strings, got {str(texts)[:60]!r}")
+    texts = as_texts(texts)
     length = as_count(length, name="length")
     most = min(length, model.parameters.positions,
                getattr(model.tokenizer, "model_max_length", length))
@@ -128,21 +166,24 @@ def sample_places(lengths: Sequence[int], positions: int | None, skip: int = 0,
 @torch.no_grad()
 def capture(model: Model, texts: Sequence[str] | str, positions: int | None = 1000,
             keep: Sequence[str] | str = KEPT, length: int = 256, batch: int = 8, skip: int = 0,
-            seed: int = 0) -> ActivationCache:
+            seed: int = 0, layers: Sequence[int] | None = None) -> ActivationCache:
     """Run `model` on `texts` and return the activation cache of `positions` sampled positions.
 
     `keep`: of states, keys, neurons, values, subheads, those that are wanted. `length`: tokens
-    per text. `skip`: leave out the first so many positions of each text. Memory beyond the model:
-    a forward pass of `batch` texts, and positions x layers x what is kept. Texts run in order of
+    per text. `skip`: leave out the first so many positions of each text. `layers`: default all.
+    Memory beyond the model: a forward pass of `batch` texts, and positions x layers x what is kept. Texts run in order of
     their length, which matters to hooks of your own. Raises ValueError for an unknown name in
     `keep` or texts without positions.
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if unknown := [name for name in keep if name not in KEPT]:
-        raise ValueError(f"cannot keep {', '.join(map(repr, unknown))}: there are {', '.join(KEPT)}")
+        raise ValueError(f"cannot keep {', '.join(map(repr, unknown))}: there are "
+                         f"{', '.join(KEPT)}")
     batch, tokens = as_count(batch, name="batch"), tokenize(model, texts, length)
     places = sample_places([len(row) for row in tokens], positions, skip, seed)  # (n, 2)
-    keepers = _Keepers(model, keep, places)
+    L = model.parameters.L
+    chosen_layers = range(L) if layers is None else [as_index(i, L, "layer") for i in layers]
+    keepers = _Keepers(model, keep, places, chosen_layers)
     by_length = sorted(places[:, 0].unique().tolist(), key=lambda t: len(tokens[t]))
     with hooked(keepers.hooks()):
         for start in tqdm(range(0, len(by_length), batch), unit="batch", leave=False,
@@ -151,9 +192,10 @@ def capture(model: Model, texts: Sequence[str] | str, positions: int | None = 10
             keepers.expect(chosen)
             run(model, [tokens[t] for t in chosen])
     token = torch.tensor([tokens[t][p] for t, p in places.tolist()])
-    found = keepers.found
+    found = keepers.found if layers is None else {
+        name: SomeLayers(x, chosen_layers, L) for name, x in keepers.found.items()}
     return ActivationCache(tokens, places[:, 0], places[:, 1], token, found.get("states"),
-                           {kind: found[kind] for kind in model.parameters.key_kinds if kind in found},
+                           {k: found[k] for k in model.parameters.key_kinds if k in found},
                            found.get("neurons"), found.get("values"), found.get("subheads"))
 
 
@@ -172,9 +214,9 @@ class _Keepers:
     held twice.
     """
 
-    def __init__(self, model: Model, keep: Sequence[str], places: Tensor):
+    def __init__(self, model: Model, keep: Sequence[str], places: Tensor, layers: Sequence[int]):
         self.places, self.found = places, {}
-        p, blocks, layers = model.parameters, model.parameters.blocks, range(model.parameters.L)
+        p, blocks = model.parameters, [model.parameters.blocks[i] for i in layers]
         values = [p.values_of(i) for i in layers] if "values" in keep else []
         kinds = {kind: [p.entry.keys(b)[kind] for b in blocks] for kind in p.key_kinds}
         wanted = {"states": blocks, "neurons": [p.entry.value(b) for b in blocks],
@@ -185,8 +227,8 @@ class _Keepers:
 
     def hooks(self) -> list[tuple[nn.Module, Hook, bool]]:
         """The hooks, for `hooked`: coefficients are a module's input, all else its output."""
-        return [(module, self._keeper(name, layer), name in ("neurons", "subheads"))
-                for name, modules in self.wanted.items() for layer, module in enumerate(modules)]
+        return [(module, self._keeper(name, i), name in ("neurons", "subheads"))
+                for name, modules in self.wanted.items() for i, module in enumerate(modules)]
 
     def expect(self, texts: Sequence[int]) -> None:
         """Say which texts run next, as rows 0, 1, ... of a batch."""
@@ -194,7 +236,7 @@ class _Keepers:
         self.row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(at)])
         self.at = torch.cat(at)
 
-    def _keeper(self, name: str, layer: int) -> Hook:
+    def _keeper(self, name: str, i: int) -> Hook:
         def hook(module, inputs, output=None):
             tensor = inputs if output is None else output
             tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, w)
@@ -204,7 +246,7 @@ class _Keepers:
                 self.found[name] = torch.empty(size, dtype=tensor.dtype)
             position = self.places[self.at, 1].to(tensor.device)
             kept = tensor.detach()[self.row.to(tensor.device), position]
-            self.found[name][layer, self.at] = kept.cpu()
+            self.found[name][i, self.at] = kept.cpu()
         return hook
 
 

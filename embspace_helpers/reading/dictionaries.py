@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from embspace_helpers.reading.activations import BAR_AFTER, Tokens, hooked, padded, run, tokenize
-from embspace_helpers.reading.arrays import gram, one_thread
-from embspace_helpers.reading.spaces import Space, reading_map
+from embspace_helpers.reading.arrays import one_thread
+from embspace_helpers.reading.spaces import Space
 
 if TYPE_CHECKING:
     from embspace_helpers.reading.model import Model
@@ -74,7 +74,8 @@ def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, rea
 def _alone(model: Model) -> Tokens:
     """Every token that is not special, alone, with what the tokenizer puts around a text."""
     t = model.tokenizer
-    start = next((i for i in (t.bos_token_id, t.cls_token_id, t.eos_token_id) if i is not None), None)
+    starts = (t.bos_token_id, t.cls_token_id, t.eos_token_id)
+    start = next((i for i in starts if i is not None), None)
     if start is None:
         raise ValueError("the tokenizer has no token that starts a text: give texts")
     end = [t.sep_token_id] if t.cls_token_id is not None and t.sep_token_id is not None else []
@@ -97,7 +98,7 @@ class _Sums:
         """One hook a layer, on the input of the module that reads."""
         def keeper(layer):
             def hook(module, inputs):
-                y = inputs[0].detach().float().flatten(0, 1)[self.places]  # (n, d)
+                y = inputs[0].detach().flatten(0, 1)[self.places].to(self.X.dtype)  # (n, d)
                 self.y[layer] += y.sum(0, dtype=torch.float64)
                 self.yy[layer] += y.square().sum(0, dtype=torch.float64)
                 self.xy[layer] += self.X.T @ y
@@ -138,7 +139,7 @@ class _Sums:
         W = torch.cholesky_solve(xy, factor)  # (d, d)
         total = (self.yy[layer] - self.y[layer].square() / self.n).sum()
         left = total - 2 * (W * xy).sum() + (W * (xx @ W)).sum()
-        return Dictionary(W.float(), (1 - left / total).item(), self.n)
+        return Dictionary(W.to(self.X.dtype), (1 - left / total).item(), self.n)
 
 
 def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None,
@@ -148,14 +149,15 @@ def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None
     `whitened`: the states' leading directions do not outweigh the others (the "orthogonal" reading
     of the states, as F is of E). Centring takes b off, so the map is W.T alone.
     """
-    space = Space(model.parameters.E, model.vocabulary, found.W.T.contiguous(), True, keep, name)
+    space = Space(model.parameters.E, model.vocabulary, found.W.T.contiguous(), True, keep, name,
+                  model.sums)
     if whitened:
-        space.__dict__["gram"] = products = model.gram
-        mean = model.parameters.E.mean(1).double()
-        centred = products - model.parameters.e * torch.outer(mean, mean)
+        mean = space.mean.double()
+        centred = model.sums.gram - model.parameters.e * torch.outer(mean, mean)
         states = found.W.T.double() @ centred @ found.W.double()  # (d, d): M_c M_c.T
         with one_thread():
             variances, U = torch.linalg.eigh(states)
         floor = 1e-6 * variances.max()
-        space.map = ((U * variances.clamp_min(floor).rsqrt()) @ U.T).float() @ space.map
+        whitening = (U * variances.clamp_min(floor).rsqrt()) @ U.T
+        space.map = whitening.to(space.map.dtype) @ space.map
     return space

@@ -29,14 +29,15 @@ class Judge:
         if not 0 <= remove < most:
             raise ValueError(f"remove = {remove}, but it must be at least 0 and below {most}: "
                              f"the directions that {len(ids)} words in d = {len(E)} span")
-        vectors = E.T[judge_ids]  # (m, d)
-        vectors = vectors - vectors.mean(0)
+        vectors = E.T[judge_ids]  # (m, d), a copy, from here on changed in place
+        vectors -= vectors.mean(0)
         if remove:
             with one_thread():
                 _, directions = torch.linalg.eigh(vectors.T @ vectors)
             top = directions[:, -remove:]
-            vectors = vectors - (vectors @ top) @ top.T
-        self.vectors = torch.nn.functional.normalize(vectors, dim=1)
+            vectors -= (vectors @ top) @ top.T
+        vectors /= vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        self.vectors = vectors
         self.ids, self.row = ids, torch.full((size,), -1)
         self.row[ids] = torch.arange(len(ids))
         self.keep = self.row >= 0

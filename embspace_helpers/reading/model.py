@@ -12,16 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from embspace_helpers.reading import models
-from embspace_helpers.reading.activations import Tokens, tokenize
-from embspace_helpers.reading.arrays import as_index, as_model, gram
+from embspace_helpers.reading.activations import Tokens, as_texts, tokenize
+from embspace_helpers.reading.arrays import as_index, as_model
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES, Judge
 from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.spaces import READINGS, Space, reading_space
+from embspace_helpers.reading.precision import compute_in_float32
+from embspace_helpers.reading.spaces import Space, Sums, as_reading, reading_space
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
 
 if TYPE_CHECKING:
@@ -73,9 +75,9 @@ class Model:
         return load_vocabulary(self.model, self.tokenizer)
 
     @cached_property
-    def gram(self) -> Tensor:
-        """E E.T, (d, d) in float64: all that readings need of E beside a view of it."""
-        return gram(self.parameters.E)
+    def sums(self) -> Sums:
+        """All that readings need of E beside a view of it: its mean column and E E.T."""
+        return Sums(self.parameters.E)
 
     def tokens(self, texts: Sequence[str] | str, length: int = 256) -> Tokens:
         """Token ids of every text, at most `length` each; see `tokenize`."""
@@ -90,12 +92,10 @@ class Model:
         `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom. Raises
         ValueError for another reading.
         """
-        plain = str(reading).strip().lower()
-        reading = plain if plain in READINGS else reading
+        reading = as_reading(reading)
         if (reading, remove) not in self._spaces:
-            products = None if reading in ("transpose", "centred") else self.gram
             self._spaces[reading, remove] = reading_space(
-                self.parameters.E, self.vocabulary, reading, None, remove, products)
+                self.parameters.E, self.vocabulary, reading, None, remove, self.sums)
         space = self._spaces[reading, remove]
         return space if keep is None else space.only(keep)
 
@@ -111,15 +111,17 @@ class Model:
         text; None: every token alone (see `fit_dictionaries`, which takes the `options`). The
         first call runs the model once and fits all layers; later ones are looked up.
         """
-        found = self.dictionaries(texts, reads, **options)[as_index(layer, self.parameters.L, "layer")]
+        layer = as_index(layer, self.parameters.L, "layer")
+        found = self.dictionaries(texts, reads, **options)[layer]
         return dictionary_space(self, found, keep, whitened, f"dictionary of layer {layer}")
 
     def dictionaries(self, texts: Sequence[str] | str | None = None, reads: str = "ff",
                      **options) -> list[Dictionary]:
         """The regressions behind `dictionary`, one a layer, with their R²."""
-        texts = [texts] if isinstance(texts, str) else texts
-        marks = {name: x.numpy().tobytes() if isinstance(x, Tensor) else x for name, x in options.items()}
-        text = "\0".join(texts) if texts is not None else ""
+        texts = None if texts is None else as_texts(texts)
+        marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else x
+                 for name, x in options.items()}
+        text = "" if texts is None else "\0".join(texts)
         key = (texts is None, hashlib.sha256(text.encode()).digest(), reads, *sorted(marks.items()))
         if key not in self._dictionaries:
             self._dictionaries[key] = fit_dictionaries(self, texts, reads, **options)
@@ -157,16 +159,18 @@ def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
     """Load a model to be read: a known name ("smollm2"), a folder, a .gguf file or a hub name.
 
     `untrained`: the same architecture with random weights, drawn from `seed` (default 0): the
-    control of what training wrote. `dtype`: "float16" halves the memory, where a model is only read; a run wants
-    "float32". Raises ModelNotFound, which says what there is and what to do.
+    control of what training wrote. `dtype`: "float16" halves the memory of SmolLM2, whose weights
+    are stored so: they stay mapped in their file, and give the very numbers of "float32", a little
+    slower (see `compute_in_float32`). Raises ModelNotFound, which says what there is and what to do.
     """
     name = models.known_name(name) or name
     if seed is not None and not untrained:
-        raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, untrained=True, "
-                         f"seed={seed})")
+        raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, "
+                         f"untrained=True, seed={seed})")
     if untrained:
         model, tokenizer = models.load_untrained(name, seed or 0, dtype)
-        return Model(model, tokenizer, f"{name}, untrained")
-    found = Model(*models.load_model(name, dtype), str(name))
+        return Model(compute_in_float32(model), tokenizer, f"{name}, untrained")
+    model, tokenizer = models.load_model(name, dtype)
+    found = Model(compute_in_float32(model), tokenizer, str(name))
     found.source = found.name
     return found

@@ -30,28 +30,50 @@ from embspace_helpers.reading.vocabulary import Vocabulary
 READINGS = ("transpose", "pseudo-inverse", "centred", "top-removed", "orthogonal")
 
 
+class Sums:
+    """What all spaces of one E (d, e) share; each is computed when it is first asked for."""
+
+    def __init__(self, E: Tensor):
+        """Keep E, a view."""
+        self.E = E
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean column m of E, (d,)."""
+        return self.E.mean(1)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """E E.T, (d, d) in float64."""
+        return gram(self.E)
+
+
 class Space:
     """The words of stream vectors in one reading: scores x M (E - m), over the tokens in `keep`.
 
     `E` (d, e): one column per token, a view, never copied. `vocabulary` of e tokens. `map` M
     (d, d): None for the identity. `centred`: whether the mean column m is taken off. `keep` (e,):
     mask of the tokens that a list may show, default `vocabulary.keep()`; `ids` (e_kept,) are
-    theirs. `name`: of the reading. Raises ValueError where sizes differ or E is not finite.
+    theirs. `name`: of the reading. `sums`: those of E, where other spaces have them already.
+    Raises ValueError where sizes differ or E is not finite.
     """
 
     def __init__(self, E: Tensor, vocabulary: Vocabulary, map: Tensor | None = None,
-                 centred: bool = False, keep: Tensor | None = None, name: str = ""):
+                 centred: bool = False, keep: Tensor | None = None, name: str = "",
+                 sums: Sums | None = None):
         """Check that the parts belong together; see the class."""
         if E.ndim != 2 or E.shape[0] >= E.shape[1]:
             raise ValueError(f"E must be (d, e) with d < e, got {tuple(E.shape)}: transposed?")
         if E.shape[1] != len(vocabulary):
-            raise ValueError(f"E has {E.shape[1]} columns, the vocabulary {len(vocabulary)} tokens: "
-                             "they belong to different models")
+            raise ValueError(f"E has {E.shape[1]} columns, the vocabulary {len(vocabulary)} "
+                             "tokens: they belong to different models")
         if not all_finite(E):
             raise ValueError("E has NaN or infinite entries: the weights may be damaged")
         if map is not None and map.shape != (len(E), len(E)):
             raise ValueError(f"the map must be (d, d) with d = {len(E)}, got {tuple(map.shape)}")
-        self.E, self.vocabulary, self.map, self.centred, self.name = E, vocabulary, map, centred, name
+        self.E, self.vocabulary, self.name = E, vocabulary, name
+        self.map, self.centred = map, centred
+        self.sums = Sums(E) if sums is None else sums
         self._keep_only(vocabulary.keep() if keep is None else keep)
 
     def __repr__(self) -> str:
@@ -59,13 +81,13 @@ class Space:
         return f"Space {self.name!r}: d = {self.d}, lists of {len(self.ids):,} tokens"
 
     def _keep_only(self, keep: Tensor) -> None:
-        mask = keep if isinstance(keep, Tensor | np.ndarray) else None
-        if mask is None or tuple(mask.shape) != (len(self.vocabulary),) or "bool" not in str(mask.dtype):
+        mask, e = keep if isinstance(keep, Tensor | np.ndarray) else None, len(self.vocabulary)
+        if mask is None or tuple(mask.shape) != (e,) or "bool" not in str(mask.dtype):
             given = (type(keep).__name__ if mask is None
                      else f"{mask.dtype} of shape {tuple(mask.shape)}")
-            raise ValueError(f"keep must be a mask of shape ({len(self.vocabulary)},), got {given}: "
+            raise ValueError(f"keep must be a mask of shape ({e},), got {given}: "
                              "Vocabulary.keep(...) makes one, of words with only=[...]")
-        keep = torch.as_tensor(mask)
+        keep = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
         if not keep.any():
             raise ValueError("keep leaves no token: nothing can be listed")
         self.keep, self.ids = keep, keep.nonzero().squeeze(1)  # (e,), (e_kept,)
@@ -74,7 +96,7 @@ class Space:
     def only(self, keep: Tensor) -> "Space":
         """Return the same reading over other tokens, those of the mask `keep` (e,)."""
         other = object.__new__(Space)
-        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k not in ("moments")}
+        other.__dict__ |= {name: x for name, x in self.__dict__.items() if name != "moments"}
         other._keep_only(keep)
         return other
 
@@ -88,10 +110,10 @@ class Space:
     def _mapped(self, x: Tensor) -> Tensor:
         return x if self.map is None else x @ self.map
 
-    @cached_property
+    @property
     def mean(self) -> Tensor:
         """The mean column m of E, (d,)."""
-        return self.E.mean(1)
+        return self.sums.mean
 
     def _scores(self, x: Tensor, columns: Tensor) -> Tensor:
         """Scores of x (n, d) for `columns` (d, m) of E, without copies of them."""
@@ -120,7 +142,7 @@ class Space:
 
         Default: all kept tokens. x @ columns are the scores. Memory: d x m numbers.
         """
-        chosen = self.E[:, self.ids if ids is None else ids]
+        chosen = self.E[:, self.ids if ids is None else torch.as_tensor(ids).reshape(-1)]
         chosen = chosen - self.mean[:, None] if self.centred else chosen
         return chosen if self.map is None else self.map @ chosen
 
@@ -131,7 +153,7 @@ class Space:
 
     def over_words(self, W: FactoredMatrix, right: "Space | None" = None,
                    unit: bool = False) -> FactoredMatrix:
-        """The matrix of all pairs of kept tokens: columns.T W columns', (e_kept, e'_kept), factored.
+        """The matrix of all pairs of kept tokens: columns.T W columns', (e_kept, e'_kept).
 
         Its entry (i, j) is how strongly W goes from token i to token j (Dar et al., 2023, section
         3). `right`: the space of the right side, default this one. `unit`: columns at length 1,
@@ -153,7 +175,7 @@ class Space:
 
     # ---- ranking
 
-    def top(self, x: Any, k: int = 10, batch: int = 256,
+    def top(self, x: Any, k: int = 10, batch: int = 128,
             by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """The k best tokens of each row of x, (n, d): scores (n, k) and token ids (n, k).
 
@@ -163,8 +185,7 @@ class Space:
         k, x = as_count(k, len(self.ids)), as_vectors(x, self.d, self.E.dtype)
         batch = as_count(batch, name="batch")
         columns = self.E if self._most_kept else self.E.T[self.ids].T  # the second: a copy
-        values, ids = x.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
-        found = [(values, ids)]
+        found = [(x.new_empty(0, k), torch.empty(0, k, dtype=torch.long))]
         for rows in x.reshape(-1, self.d).split(batch):
             scores = self._scores(rows, columns)
             order = scores.abs() if by_magnitude else scores
@@ -203,15 +224,11 @@ class Space:
     def _one(self, x: Any, name: str = "") -> Tensor:
         x = as_vector(x, self.d, self.E.dtype, name)
         if not x.any():
-            raise ValueError(f"the vector{name} is zero: all tokens score alike, it has no top words")
+            raise ValueError(f"the vector{name} is zero: all tokens score alike, it has no top "
+                             "words")
         return x
 
     # ---- standard deviations
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """E E.T, (d, d) in float64."""
-        return gram(self.E)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -219,7 +236,7 @@ class Space:
         n, few = len(self.ids), self.dropped
         if self._most_kept:  # less work: all columns less those dropped
             total = row_sums(self.E) - row_sums(self.E[:, few])
-            squares = self.gram - gram(self.E[:, few])
+            squares = self.sums.gram - gram(self.E[:, few])
         else:
             kept = self.E[:, self.ids]
             total, squares = row_sums(kept), gram(kept)
@@ -248,8 +265,16 @@ class Space:
 # ---- the readings
 
 
+def as_reading(reading: Any) -> str:
+    """Return the name of a reading, whatever its case. Raises ValueError for what is none."""
+    plain = reading.strip().lower() if isinstance(reading, str) else reading
+    if not isinstance(plain, str) or plain not in READINGS:
+        raise ValueError(f"no reading {reading!r}: there are {', '.join(READINGS)}")
+    return plain
+
+
 def reading_map(E: Tensor, reading: str = "transpose", remove: int = 3,
-                products: Tensor | None = None) -> tuple[Tensor | None, bool]:
+                sums: Sums | None = None) -> tuple[Tensor | None, bool]:
     """The map M (d, d), None for the identity, of a reading of E (d, e), and whether it centres.
 
     With R = M (E - m), the transposed E' of the paper, and E_c = E less its mean column:
@@ -261,19 +286,18 @@ def reading_map(E: Tensor, reading: str = "transpose", remove: int = 3,
     - "orthogonal": R = (E_c E_c.T)^-1/2 E_c, square-root whitened: R R.T = I, so that R is its
       own right inverse and (x R) · (y R) = x · y exactly
 
-    `products`: E E.T (d, d) in float64, where it is known already. Raises ValueError for an
-    unknown name, an impossible `remove`, or, for the two readings that invert, a rank below d.
+    `sums`: those of E, where other spaces have them already. Raises ValueError for an unknown
+    name, an impossible `remove`, or, for the two readings that invert, a rank below d.
     """
-    if not isinstance(reading, str) or reading not in READINGS:
-        raise ValueError(f"no reading {reading!r}: there are {', '.join(READINGS)}")
+    reading = as_reading(reading)
     if reading in ("transpose", "centred"):
         return None, reading == "centred"
-    products = gram(E) if products is None else products
+    sums = Sums(E) if sums is None else sums
+    products, mean = sums.gram, sums.mean.double()
     with one_thread():
         if reading == "pseudo-inverse":
             _check_rank(torch.linalg.eigvalsh(products), reading)
             return torch.linalg.inv(products).to(E.dtype), False
-        mean = E.mean(1).double()
         variances, U = torch.linalg.eigh(products - E.shape[1] * torch.outer(mean, mean))
     if reading == "orthogonal":
         _check_rank(variances, reading)
@@ -291,12 +315,10 @@ def _check_rank(variances: Tensor, reading: str) -> None:
 
 def reading_space(E: Tensor, vocabulary: Vocabulary, reading: str = "transpose",
                   keep: Tensor | None = None, remove: int = 3,
-                  products: Tensor | None = None) -> Space:
+                  sums: Sums | None = None) -> Space:
     """The space of E (d, e) in one of the `READINGS`; see `reading_map` and `Space`."""
-    space = Space(E, vocabulary, None, False, keep, reading)
-    if products is not None:
-        space.__dict__["gram"] = products
-    space.map, space.centred = reading_map(E, reading, remove, products)
+    space = Space(E, vocabulary, None, False, keep, reading, sums)
+    space.map, space.centred = reading_map(E, reading, remove, space.sums)
     return space
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from embspace_helpers.reading.activations import (capture, cut_texts, final_states, hooked, sample_places,
+from embspace_helpers.reading.activations import (capture, tokenize, final_states, hooked, sample_places,
                                           set_neurons, set_values)
-from embspace_helpers.reading.parameters import Parameters, affine
+from embspace_helpers.reading.architectures import affine
+from embspace_helpers.reading.model import Model
+from embspace_helpers.reading.parameters import Parameters
 from tiny_models import MODELS, NORM_FIRST, tiny
 
 TEXTS = ["1 2 3 4 5 6", "7 8 9", "3 1 4 1 5 9 2 6 5"]
@@ -19,13 +21,21 @@ class Tokenizer:
         return {"input_ids": [[int(w) for w in text.split()][:max_length] for text in texts]}
 
 
+def as_read(model, tokenizer=None):
+    return Model(model, tokenizer or Tokenizer())
+
+
+def named(kind):
+    return as_read(tiny(kind))
+
+
 @pytest.fixture(params=MODELS)
 def kind(request):
     return request.param
 
 
 def run(kind, **options):
-    return capture(tiny(kind), Tokenizer(), TEXTS, **{"positions": None, "batch": 2} | options)
+    return capture(named(kind), TEXTS, **{"positions": None, "batch": 2} | options)
 
 
 def close(actual, expected):
@@ -40,7 +50,7 @@ def test_positions_come_in_reading_order(kind):
     record = run(kind)
     assert record.token.tolist() == [int(w) for text in TEXTS for w in text.split()]
     assert record.text.tolist() == [0] * 6 + [1] * 3 + [2] * 9
-    assert record.place.tolist() == [*range(6), *range(3), *range(9)]
+    assert record.position.tolist() == [*range(6), *range(3), *range(9)]
     assert len(record) == 18
 
 
@@ -64,7 +74,7 @@ def test_coefficients_times_values_are_what_a_layer_writes(kind):
 def test_values_are_what_single_words_move(kind):
     """A text of one item: every head can only look at it, so its subheads are what is offered."""
     model = tiny(kind)
-    p, record = Parameters(model), capture(model, Tokenizer(), ["5", "9"], positions=None)
+    p, record = Parameters(model), capture(as_read(model), ["5", "9"], positions=None)
     offered = record.values.unflatten(-1, (p.H_kv, p.d_h)).repeat_interleave(p.H // p.H_kv, 2)
     assert record.values.shape == (2, 2, p.H_kv * p.d_h)
     close(offered.flatten(2), record.subheads)
@@ -83,8 +93,8 @@ def test_batches_and_samples_change_nothing(kind):
     single, sample = run(kind, batch=1), run(kind, positions=5, seed=3)
     for name in ("states", "neurons", "subheads"):
         close(getattr(single, name), getattr(whole, name))
-    at = [(whole.text == t).logical_and(whole.place == p).nonzero().item()
-          for t, p in zip(sample.text, sample.place)]
+    at = [(whole.text == t).logical_and(whole.position == p).nonzero().item()
+          for t, p in zip(sample.text, sample.position)]
     assert len(sample) == 5 and at == sorted(at)
     close(sample.states, whole.states[:, at])
     assert sample.token.tolist() == whole.token[at].tolist()
@@ -94,13 +104,13 @@ def test_only_what_is_asked_for():
     record = run("gpt2", keep=("neurons",))
     assert record.states is record.subheads is record.values is None and record.keys == {}
     assert record.neurons.shape == (2, 18, 20)
-    with pytest.raises(ValueError, match="cannot keep heads: there are states, keys"):
+    with pytest.raises(ValueError, match="cannot keep 'heads': there are states, keys"):
         run("gpt2", keep=("heads",))
 
 
 def test_length_cuts_texts_and_skip_their_beginnings():
-    assert run("gpt2", length=4, skip=2).place.tolist() == [2, 3, 2, 2, 3]
-    with pytest.raises(ValueError, match="no positions: all 3 texts have at most 9 items"):
+    assert run("gpt2", length=4, skip=2).position.tolist() == [2, 3, 2, 2, 3]
+    with pytest.raises(ValueError, match="no positions: all 3 texts have at most 9 tokens"):
         run("gpt2", skip=9)
 
 
@@ -115,15 +125,15 @@ def test_sample_places():
 
 def test_texts_are_cut_to_what_model_and_tokenizer_take():
     model, tokenizer, text = tiny("gpt2"), Tokenizer(), " ".join(["7"] * 50)  # 32 positions
-    assert [len(cut_texts(model, tokenizer, [text], n)[0]) for n in (5, 40)] == [5, 32]
+    assert [len(tokenize(as_read(model, tokenizer), [text], n)[0]) for n in (5, 40)] == [5, 32]
     tokenizer.model_max_length = 9
-    assert len(cut_texts(model, tokenizer, [text], 40)[0]) == 9
+    assert len(tokenize(as_read(model, tokenizer), [text], 40)[0]) == 9
 
 
 @pytest.mark.parametrize("kind, most", [("bert", 32), ("roberta", 30), ("llama", 32)])
 def test_a_text_of_all_positions_can_be_run_and_no_longer_one(kind, most):
     model = tiny(kind)
-    row, = cut_texts(model, Tokenizer(), [" ".join(["7"] * 50)], 40)
+    row, = tokenize(as_read(model), [" ".join(["7"] * 50)], 40)
     assert len(row) == most
     model(torch.tensor([row]))
     if kind != "llama":  # rotary positions go on
@@ -132,10 +142,10 @@ def test_a_text_of_all_positions_can_be_run_and_no_longer_one(kind, most):
 
 
 @pytest.mark.parametrize("texts, message", [
-    ([], "no texts"), (["1 2", "", "3"], r"texts \[1\] are empty")])
+    ([], "list of strings"), (["1 2", "", "3"], r"texts \[1\] are empty")])
 def test_texts_that_cannot_be_run(texts, message):
     with pytest.raises(ValueError, match=message):
-        cut_texts(tiny("gpt2"), Tokenizer(), texts, 5)
+        tokenize(named("gpt2"), texts, 5)
 
 
 def test_hooks_are_removed_even_after_an_error():
@@ -150,10 +160,10 @@ def test_hooks_are_removed_even_after_an_error():
         model(torch.tensor([[1, 2]]))
     p = Parameters(model)
     one = torch.tensor([0])
-    with pytest.raises(IndexError), set_neurons(p, 0, one, torch.tensor([99]), one, 0.0):
+    with pytest.raises(IndexError), set_neurons(as_read(model), 0, one, torch.tensor([99]), one, 0.0):
         model(torch.tensor([[1, 2]]))
-    with pytest.raises(IndexError):
-        capture(model, Tokenizer(), ["1 2", "1 99"])  # 99 is no item: the forward pass fails
+    with pytest.raises(ValueError, match="batch = 0"):
+        capture(as_read(model), ["1 2", "1 39"], batch=0)
     for part in model.modules():
         assert not part._forward_hooks and not part._forward_pre_hooks
 
@@ -163,19 +173,20 @@ def test_hooks_are_removed_even_after_an_error():
 
 @pytest.mark.parametrize("number", [-1, 99])
 def test_neurons_and_heads_that_do_not_exist(number):
-    p, one = Parameters(tiny("gpt2")), torch.tensor([0])
+    model = tiny("gpt2")
+    p, one = Parameters(model), torch.tensor([0])
     wrong = torch.tensor([number])
     with pytest.raises(ValueError, match=f"neurons are 0 to {p.d_ff - 1}, but .{number}. were"):
-        with set_neurons(p, 0, one, one, wrong, 0.0):
+        with set_neurons(as_read(model), 0, one, one, wrong, 0.0):
             pass
     with pytest.raises(ValueError, match=f"key-value heads are 0 to {p.H_kv - 1}, but"):
-        with set_values(p, 0, one, one, number):
+        with set_values(as_read(model), 0, one, one, number):
             pass
 
 
 @pytest.mark.parametrize("positions, skip", [(0, 0), (-5, 0), (3, -1)])
 def test_numbers_of_positions_that_make_no_sense(positions, skip):
-    with pytest.raises(ValueError, match="must be at least 1, skip = .* at least 0"):
+    with pytest.raises(ValueError, match="must be at least [01]"):
         sample_places([4, 5], positions, skip)
 
 
@@ -185,7 +196,7 @@ def test_a_neuron_set_to_a_value_writes_so_much_more_of_its_row(kind):
     p = Parameters(model)
     # the batch holds the texts by length: 1, 0, 2
     row, place = torch.tensor([1, 2]), torch.tensor([4, 0])
-    with set_neurons(p, 0, row, place, torch.tensor([3, 7]), torch.tensor([0.0, 5.0])):
+    with set_neurons(as_read(model), 0, row, place, torch.tensor([3, 7]), torch.tensor([0.0, 5.0])):
         after = run_model(model)
     moved = after.states[0] - before.states[0]
     expected = torch.zeros_like(moved)
@@ -196,7 +207,7 @@ def test_a_neuron_set_to_a_value_writes_so_much_more_of_its_row(kind):
 
 
 def run_model(model):
-    return capture(model, Tokenizer(), TEXTS, positions=None, batch=3)
+    return capture(as_read(model), TEXTS, positions=None, batch=3)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -207,7 +218,7 @@ def test_a_head_whose_values_are_zero_moves_nothing(kind):
     row = torch.tensor([r for r, n in enumerate(lengths) for _ in range(n)])
     place = torch.tensor([i for n in lengths for i in range(n)])
     head = p.H_kv - 1
-    with set_values(p, 0, row, place, head):
+    with set_values(as_read(model), 0, row, place, head):
         after = run_model(model)
     changed = torch.tensor([p.kv_head(h) == head for h in range(p.H)]).repeat_interleave(p.d_h)
     assert before.subheads[0][:, changed].abs().mean() > 0.01
@@ -219,7 +230,7 @@ def test_a_head_whose_values_are_zero_moves_nothing(kind):
 def test_a_value_is_missed_only_from_its_place_on(kind):
     model, before = tiny(kind), run(kind, batch=3)
     p = Parameters(model)
-    with set_values(p, 0, torch.tensor([2]), torch.tensor([4]), torch.tensor([0])):
+    with set_values(as_read(model), 0, torch.tensor([2]), torch.tensor([4]), torch.tensor([0])):
         after = run_model(model)
     moved = (after.subheads[0] - before.subheads[0]).abs().amax(1)
     assert moved[: 9 + 4].max() == 0 and (moved[9 + 4 :] > 1e-4).all()
@@ -230,29 +241,42 @@ def test_final_states_give_the_logits_with_and_without_a_change(kind):
     model = tiny(kind)
     p, ids = Parameters(model), [[int(w) for w in text.split()] for text in TEXTS]
     place = torch.tensor([5, 1, 3])
-    plain = final_states(model, ids, place, batch=2)
+    plain = final_states(as_read(model), ids, place, batch=2)
     for i, row in enumerate(ids):
         close(plain[i] @ p.E_out, model(torch.tensor([row])).logits[0, place[i]].detach())
     neuron = torch.tensor([2, 9, 4])
 
     def off(chosen):
-        return set_neurons(p, 1, torch.arange(len(chosen)), place[chosen], neuron[chosen], 0.0)
+        return set_neurons(as_read(model), 1, torch.arange(len(chosen)), place[chosen], neuron[chosen], 0.0)
 
-    changed = final_states(model, ids, place, off, batch=2)
+    changed = final_states(as_read(model), ids, place, off, batch=2)
     for i, row in enumerate(ids):
-        with set_neurons(p, 1, torch.tensor([0]), place[i : i + 1], neuron[i : i + 1], 0.0):
+        with set_neurons(as_read(model), 1, torch.tensor([0]), place[i : i + 1], neuron[i : i + 1], 0.0):
             close(changed[i] @ p.E_out, model(torch.tensor([row])).logits[0, place[i]].detach())
     assert (changed - plain).abs().amax(1).min() > 1e-4
 
 
 def test_final_states_at_several_places_of_a_row():
     model, ids = tiny("gpt2"), [[1, 2, 3, 4], [5, 6]]
-    found = final_states(model, ids, torch.tensor([[3, 0], [1, 1]]))
+    found = final_states(as_read(model), ids, torch.tensor([[3, 0], [1, 1]]))
     assert found.shape == (2, 2, 12)
     for i, place in enumerate(([3, 1], [0, 1])):
-        close(found[:, i], final_states(model, ids, torch.tensor(place)))
+        close(found[:, i], final_states(as_read(model), ids, torch.tensor(place)))
 
 
 def test_final_states_refuses_places_outside():
-    with pytest.raises(ValueError, match="1 of 2 places lie outside"):
-        final_states(tiny("gpt2"), [[1, 2], [3]], torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="1 of 2 positions lie outside"):
+        final_states(named("gpt2"), [[1, 2], [3]], torch.tensor([1, 1]))
+
+
+def test_some_layers_are_kept_and_the_others_refused(kind):
+    whole, some = run(kind), run(kind, layers=[1])
+    for name in ("states", "neurons", "subheads", "values"):
+        close(getattr(some, name)[1], getattr(whole, name)[1])
+        close(getattr(some, name)[-1], getattr(whole, name)[1])
+        close(getattr(some, name)[1, 3], getattr(whole, name)[1, 3])
+    assert len(some.states) == 2 and some.states.dtype == whole.states.dtype
+    with pytest.raises(ValueError, match="layer 0 was not kept: .* asked for 1"):
+        some.states[0]
+    with pytest.raises(ValueError, match="no layer 2: layers are 0 to 1"):
+        run(kind, layers=[2])

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from embspace_helpers.reading.parameters import ARCHITECTURES, Parameters, architecture_of
+from embspace_helpers.reading.architectures import ARCHITECTURES, architecture_of
+from embspace_helpers.reading.parameters import Parameters
 from tiny_models import BERT, MODELS, NORM_FIRST, tiny
 
 GPT2_PATHS = {"ff": "h.{}.mlp", "attention": "h.{}.attn", "fused": "h.{}.attn.c_attn",
@@ -126,7 +127,7 @@ def test_attention_scores_and_weights(case, layer):
     model_q, model_k = case.queries_keys(layer)
     causal = torch.full((7, 7), -math.inf).triu(1) if case.kind in NORM_FIRST else 0.0
     for head in range(p.H):
-        own, other = p.W_QK(layer, head)
+        own, other = p.W_QK(layer, head).left, p.W_QK(layer, head).right.T
         kv = head // (p.H // p.H_kv)
         q = x @ own + (b_q if isinstance(b_q, float) else b_q[head * p.d_h :][: p.d_h])
         k = x @ other + (b_k if isinstance(b_k, float) else b_k[kv * p.d_h :][: p.d_h])
@@ -145,7 +146,7 @@ def test_heads_sum_to_the_attention_block(case, layer):
     b_v = bias(p._queries_keys_values(layer)[2])
     total = bias(p.entry.output(p._block(layer)))
     for head in range(p.H):
-        W_V, W_O = p.W_VO(layer, head)
+        W_V, W_O = p.W_VO(layer, head).left, p.W_VO(layer, head).right
         kv = p.kv_head(head)
         v = x @ W_V + (b_v if isinstance(b_v, float) else b_v[kv * p.d_h :][: p.d_h])
         total = total + case.out.attentions[layer][:, head] @ v @ W_O
