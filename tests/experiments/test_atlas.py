@@ -1,4 +1,4 @@
-"""The atlas of tiny models against EmbeddingSpace and Judge; searches against loops; the cache."""
+"""The atlas of tiny models against Space and Judge; searches against loops; the cache."""
 
 import hashlib
 import json
@@ -14,13 +14,14 @@ from transformers import (BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMod
 
 import embspace_helpers.reading.models
 from embspace_helpers.experiments import atlas
-from embspace_helpers.experiments.atlas import (Atlas, build_atlas, group_vectors, load_atlas,
-                                    load_judge, read_atlas, singular_directions)
-from embspace_helpers.reading.models import ModelNotFound, fingerprint, load_model
-from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.projection import EmbeddingSpace, reading_matrix
-from embspace_helpers.experiments.statistics import Judge, random_directions
+from embspace_helpers.experiments.atlas import Atlas, build_atlas, load_atlas, read_atlas
+from embspace_helpers.experiments.atlas_lists import HEAD_GROUPS, group_vectors
+from embspace_helpers.experiments.controls import random_directions
+from embspace_helpers.reading.judge import JUDGES, Judge
+from embspace_helpers.reading.model import Model, load
+from embspace_helpers.reading.models import ModelNotFound, fingerprint
 from embspace_helpers.reading.vocabulary import load_vocabulary
+from embspace_helpers.workshop import atlases
 
 ITEMS = ["<unk>", "Ġterrible", "terrible", "ĠTerrible", "Ġfilm", "ing", "Ġfilms", "é",
          *(f"Ġword{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDE"), "Ċ"]
@@ -57,6 +58,12 @@ def tiny_tokenizer(items=ITEMS):
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="<unk>")
 
 
+def read(kind="gpt2", double=False, seed=0):
+    """A tiny model, to be read."""
+    model = tiny(kind, seed)
+    return Model(model.double() if double else model, tiny_tokenizer())
+
+
 @pytest.fixture(scope="module")
 def vocabulary():
     return load_vocabulary(tiny("gpt2"), tiny_tokenizer())
@@ -70,22 +77,21 @@ def judge():
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request, vocabulary, judge):
-    """(kind, parameters in float64, atlas)"""
-    params = Parameters(tiny(request.param).double())
-    return request.param, params, build_atlas(params, vocabulary, judge=judge, k=5, directions=2,
-                                              progress=False)
+    """(kind, model in float64, atlas)"""
+    model = read(request.param, double=True)
+    return request.param, model, build_atlas(model, judge=judge, k=5, directions=2, progress=False)
 
 
 @pytest.fixture(scope="module")
 def gpt2(vocabulary):
-    params = Parameters(tiny("gpt2"))
-    return params, build_atlas(params, vocabulary, k=5, directions=2, progress=False)
+    model = read()
+    return model, build_atlas(model, k=5, directions=2, progress=False)
 
 
-def vectors_of(params, found):
+def vectors_of(model, found):
     """The vector of every row of an atlas, (rows, d), by its group, layer, index and sign."""
     rows = zip(found.rows["group"], found.rows["layer"], found.rows["index"], found.rows["sign"])
-    return torch.stack([s * group_vectors(params, g, layer, 2)[0][i] for g, layer, i, s in rows])
+    return torch.stack([s * group_vectors(model.parameters, g, layer, 2)[0][i] for g, layer, i, s in rows])
 
 
 def same(first, second):
@@ -95,40 +101,14 @@ def same(first, second):
     assert torch.equal(first.covariance, second.covariance) and first.about == second.about
 
 
-# ---- singular directions
-
-
-@pytest.mark.parametrize("shape", [(12, 12, 4), (12, 9, 4), (5, 12, 7)])
-def test_singular_directions_are_those_of_the_dense_matrix(shape):
-    d, other, r = shape
-    left, right = random_directions(d, r).double(), random_directions(other, r, seed=1).double()
-    threads = torch.get_num_threads()
-    U, S, V = singular_directions(left, right, 3)
-    assert torch.get_num_threads() == threads
-    dense = torch.linalg.svd(left @ right.T)
-    torch.testing.assert_close(S, dense.S[:3])
-    torch.testing.assert_close(U.T @ torch.diag(S) @ V,  # a joint sign cancels
-                               dense.U[:, :3] @ torch.diag(S) @ dense.Vh[:3])
-    torch.testing.assert_close(U @ U.T, torch.eye(3, dtype=U.dtype))
-    assert (U.gather(1, U.abs().argmax(1, keepdim=True)) > 0).all()
-    again = singular_directions(-left, right, 3)  # the sign is U's, whatever the factors'
-    torch.testing.assert_close(again[0], U)
-    torch.testing.assert_close(again[2], -V)
-
-
-def test_errors_of_singular_directions():
-    for left, right, n in ((6, 3), (6, 4), 1), ((6, 3), (6, 3), 0), ((6, 3), (6, 3), 4):
-        with pytest.raises(ValueError, match=rf"no {n} singular .* left \(6, 3\) and right \(6, "):
-            singular_directions(torch.zeros(left), torch.zeros(right), n)
+# ---- vectors of heads
 
 
 def test_head_vectors_are_those_of_W_VO_and_W_QK(case):
-    _, params, _ = case
+    params = case[1].parameters
     for head in range(params.H):
-        W_V, W_O = params.W_VO(1, head)
-        W_Q, W_K = params.W_QK(1, head)
-        for W, row, column in ((W_V @ W_O, "VO_reads", "VO_writes"),
-                               (W_Q @ W_K.T, "QK_query", "QK_key")):
+        for W, row, column in ((params.W_VO(1, head).dense(), "VO_reads", "VO_writes"),
+                               (params.W_QK(1, head).dense(), "QK_query", "QK_key")):
             (U, S), (V, S_too) = (group_vectors(params, g, 1, 2) for g in (row, column))
             assert torch.equal(S, S_too)
             U, S, V = (x[2 * head:2 * head + 2] for x in (U, S, V))
@@ -140,10 +120,10 @@ def test_head_vectors_are_those_of_W_VO_and_W_QK(case):
 
 
 def test_every_vector_has_two_rows(case):
-    kind, params, found = case
+    kind, params, found = case[0], case[1].parameters, case[2]
     rows = found.rows
     assert list(rows.columns) == ["name", "group", "layer", "index", "sign", "norm", "coherence"]
-    assert list(rows["group"].cat.categories) == [*params.groups, *atlas.HEAD_GROUPS]
+    assert list(rows["group"].cat.categories) == [*params.groups, *HEAD_GROUPS]
     counts = rows.groupby(["layer", "group", "sign"], observed=True).size()
     assert counts.to_dict() == {(layer, group, sign): n for layer in (0, 1)
                                 for group, n in ROWS[kind].items() for sign in (1, -1)}
@@ -167,31 +147,32 @@ def test_memory_is_compact(case):
                                                    "float32", "float32"]
 
 
-def test_lists_are_those_of_embedding_space(case, vocabulary, judge):
-    _, params, found = case
-    space, x = EmbeddingSpace(params.E, vocabulary, "orthogonal"), vectors_of(params, found)
+def test_lists_are_those_of_the_space(case, vocabulary, judge):
+    _, model, found = case
+    space, x = model.space("orthogonal"), vectors_of(model, found)
     assert found.ids.tolist() == space.top(x, 5)[1].tolist()
     scores = space.project(x)
     z = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
     np.testing.assert_allclose(found.scores, z.sort(1, descending=True).values[:, :5], rtol=1e-3)
-    known = EmbeddingSpace(params.E, vocabulary, "orthogonal", judge.keep)
+    known = space.only(judge.keep)
     np.testing.assert_allclose(found.rows["coherence"], judge.coherence(known.top(x, 10)[1]),
                                atol=1e-6)
 
 
 @pytest.mark.parametrize("reading", ["transpose", "pseudo-inverse"])
-def test_other_readings_items_judges_and_batches(vocabulary, judge, reading):
-    params = Parameters(tiny("gpt2").double())
+def test_other_readings_tokens_judges_and_batches(vocabulary, judge, reading):
+    model = read(double=True)
+    params = model.parameters
     keep = torch.arange(40) >= 12  # the judge knows items that are not kept, and not all kept ones
-    found = build_atlas(params, vocabulary, reading=reading, keep=keep, judge=judge, k=28,
+    found = build_atlas(model, reading, keep=keep, judge=judge, k=28,
                         directions=1, progress=False, batch=7)
     for part, n in ((found.rows["group"] == "V", 80), (found.rows["group"] == "VO_reads", 12)):
         assert part.sum() == n
     rows = found.rows["group"] == "V"
     x = torch.cat([torch.stack([v, -v]) for v in torch.cat([params.V(0), params.V(1)])])
-    space = EmbeddingSpace(params.E, vocabulary, reading, keep)
+    space = model.space(reading, keep)
     assert found.ids[rows].tolist() == space.top(x, 28)[1].tolist()
-    known = EmbeddingSpace(params.E, vocabulary, reading, judge.keep)
+    known = model.space(reading, judge.keep)
     np.testing.assert_allclose(found.rows["coherence"][rows],
                                judge.coherence(known.top(x, 10)[1]), atol=1e-6)
 
@@ -204,33 +185,34 @@ def test_without_a_judge_there_is_no_coherence(gpt2):
 def test_a_zero_vector_scores_zero(vocabulary):
     model = tiny("gpt2")
     model.transformer.h[0].mlp.c_proj.weight[3] = 0  # value 3
-    found = build_atlas(Parameters(model), vocabulary, k=5, directions=1, progress=False)
+    model = Model(model, tiny_tokenizer())
+    found = build_atlas(model, k=5, directions=1, progress=False)
     rows = found.rows.query("group == 'V' and layer == 0 and index == 3").index
     assert (found.scores[rows] == 0).all() and (found.scores[rows - 2] != 0).all()
     assert np.isfinite(found.scores).all()
-    value = found.like(torch.ones(12), Parameters(model), n=40, groups="V", layers=0)
+    value = found.like(torch.ones(12), model, n=40, groups="V", layers=0)
     assert value["correlation"].iloc[-1] == 0
 
 
 def test_the_bar_can_be_switched_off(vocabulary, capsys):
-    params = Parameters(tiny("gpt2"))
-    build_atlas(params, vocabulary, k=2, directions=1, progress=False)
+    model = read()
+    build_atlas(model, k=2, directions=1, progress=False)
     assert capsys.readouterr().err == ""
-    build_atlas(params, vocabulary, k=2, directions=1)
+    build_atlas(model, k=2, directions=1)
     assert "2/2" in capsys.readouterr().err
 
 
 def test_errors_of_building(vocabulary, judge):
-    params, kept = Parameters(tiny("gpt2")), int(vocabulary.keep().sum())
+    model, kept = read(), int(vocabulary.keep().sum())
     few = Judge(random_directions(8, 40), torch.arange(1, 10), size=40)
-    for options, message in (({"k": 0}, f"k needs 0 items, .* {kept} kept"),
-                             ({"k": kept + 1}, f"k needs {kept + 1} items, .* {kept} kept"),
-                             ({"judge": few}, "coherence needs 10 .* 9 words of the judge"),
-                             ({"keep": torch.ones(30, dtype=torch.bool)}, "differ.*'keep': 30"),
+    for options, message in (({"k": 0}, f"k = 0, .* {kept} kept tokens"),
+                             ({"k": kept + 1}, f"k = {kept + 1}, .* {kept} kept tokens"),
+                             ({"judge": few}, "coherence = 10, .* 9 words of the judge"),
+                             ({"keep": torch.ones(30, dtype=torch.bool)}, "keep must be a mask"),
                              ({"reading": "pca"}, "no reading 'pca'"),
-                             ({"directions": 5}, "no 5 singular directions")):
+                             ({"directions": 5}, "n = 5, .* singular directions")):
         with pytest.raises(ValueError, match=message):
-            build_atlas(params, vocabulary, progress=False, **options)
+            build_atlas(model, progress=False, **options)
 
 
 # ---- searching: an atlas written by hand, six rows of three words
@@ -255,7 +237,7 @@ def test_search_for_one_word_whatever_its_case_and_space(small):
     assert found.index.tolist() == [2, 1, 0]  # row 2 has two of them: the better placed counts
     assert found["score"].tolist() == [4.5, 4.0, 3.0]
     assert found["sign"].tolist() == ["+", "−", "+"] and found["group"].tolist() == ["V", "K", "K"]
-    assert found["words"].iloc[0] == "worda, Terrible, -terrible"
+    assert found["words"].iloc[0] == "Terrible, worda, -terrible"  # the word asked for leads
     for word in ("TERRIBLE", " Terrible"):
         pd.testing.assert_frame_equal(small.search(word), found)
     assert small.search("terrible", n=2).index.tolist() == [2, 1]
@@ -284,8 +266,8 @@ def test_search_for_what_is_not_there(small):
     empty = small.search("films")  # an item, but in no list
     assert len(empty) == 0 and list(empty.columns) == list(small.search("film").columns)
     assert len(small.search("worda", groups="W_O")) == 0
-    for word in ("terribly", "", " ", "<unk>"):
-        with pytest.raises(ValueError, match=f"'{word}' is not one vocabulary item"):
+    for word in ("terribly", "<unk>"):
+        with pytest.raises(ValueError, match=f"'{word}' is not one token"):
             small.search("film", word)
     with pytest.raises(ValueError, match="at least one word"):
         small.search()
@@ -325,14 +307,14 @@ def test_words_tables_and_text(small):
 
 @pytest.mark.parametrize("reading", ["transpose", "orthogonal"])
 def test_like_is_the_correlation_of_scores(vocabulary, reading):
-    params = Parameters(tiny("llama").double())
-    found = build_atlas(params, vocabulary, reading=reading, k=3, directions=2, progress=False)
-    R = reading_matrix(params.E, reading)[:, vocabulary.keep()].numpy()
-    x = vectors_of(params, found)[::2].numpy()
+    model = read("llama", double=True)
+    found = build_atlas(model, reading, k=3, directions=2, progress=False)
+    R = model.space(reading).columns().numpy()
+    x = vectors_of(model, found)[::2].numpy()
     vector = random_directions(1, 12, seed=5)[0].double()
     dense = np.corrcoef(np.concatenate([vector[None].numpy(), x]) @ R)[0, 1:]
     expected = np.argsort(-np.abs(dense))[:20]
-    result = found.like(vector, params, n=20)
+    result = found.like(vector, model, n=20)
     np.testing.assert_allclose(result["correlation"], dense[expected], atol=1e-5)
     assert result.index.tolist() == [2 * i + (dense[i] < 0) for i in expected]
     assert result["sign"].tolist() == ["−" if dense[i] < 0 else "+" for i in expected]
@@ -342,25 +324,25 @@ def test_like_is_the_correlation_of_scores(vocabulary, reading):
 
 @pytest.mark.parametrize("group", ["gate", "W_O", "VO_writes"])
 def test_a_vector_is_most_like_itself(vocabulary, group):
-    params = Parameters(tiny("llama"))
-    found = build_atlas(params, vocabulary, k=3, directions=2, progress=False)
-    vector = 3 * group_vectors(params, group, 1, 2)[0][5]
+    model = read("llama")
+    found = build_atlas(model, k=3, directions=2, progress=False)
+    vector = 3 * group_vectors(model.parameters, group, 1, 2)[0][5]
     for sign, text in ((1, "+"), (-1, "−")):
-        first = found.like(sign * vector, params, n=3).iloc[0]
+        first = found.like(sign * vector, model, n=3).iloc[0]
         assert (first["group"], first["layer"], first["sign"]) == (group, 1, text)
         assert found.rows["index"][first.name] == 5
         assert first["correlation"] == pytest.approx(sign, abs=1e-5)
-        others = found.like(sign * vector, params, n=300, groups=["V", group], layers=0)
+        others = found.like(sign * vector, model, n=300, groups=["V", group], layers=0)
         assert set(others["layer"]) == {0} and set(others["group"]) == {"V", group}
         assert len(others) == 20 + ROWS["llama"][group]
 
 
 def test_errors_of_like(gpt2):
-    params, found = gpt2
-    with pytest.raises(ValueError, match=r"d = 12, got a vector of shape \(2, 12\)"):
-        found.like(torch.zeros(2, 12), params)
+    model, found = gpt2
+    with pytest.raises(ValueError, match=r"one vector \(d,\), got of shape \(2, 12\)"):
+        found.like(torch.zeros(2, 12), model)
     with pytest.raises(ValueError, match="no group 'gate'"):
-        found.like(torch.zeros(12), params, groups="gate")
+        found.like(torch.zeros(12), model, groups="gate")
 
 
 # ---- files
@@ -404,7 +386,7 @@ def test_files_for_another_vocabulary_or_version(gpt2, vocabulary, tmp_path, mon
     gpt2[1].save(tmp_path / "x.parquet")
     other = load_vocabulary(MODELS["gpt2"](), tiny_tokenizer())
     other.size = 20
-    with pytest.raises(ValueError, match="more than the 20 items"):
+    with pytest.raises(ValueError, match="more than the 20 tokens"):
         read_atlas(tmp_path / "x.parquet", other)
     monkeypatch.setattr(atlas, "VERSION", "2")
     with pytest.raises(ValueError, match="no atlas of version 2, but of 1"):
@@ -435,10 +417,9 @@ def built(monkeypatch):
     """List of the readings that were built since."""
     calls = []
 
-    def build(params, vocabulary, *, reading, judge):
+    def build(model, reading, *, judge=None):
         calls.append(reading)
-        return build_atlas(params, vocabulary, reading=reading, judge=judge, directions=2,
-                           progress=False)
+        return build_atlas(model, reading, judge=judge, directions=2, progress=False)
     monkeypatch.setattr(atlas, "build_atlas", build)
     return calls
 
@@ -458,16 +439,22 @@ def test_an_atlas_is_built_once(twins, built, tmp_path):
 
 
 def test_what_is_given_is_not_loaded(twins, built, monkeypatch):
-    model, tokenizer = load_model("twin-a")
-    vocabulary, expected = load_vocabulary(model, tokenizer), load_atlas("twin-a")
+    model, expected = load("twin-a"), load_atlas("twin-a")
     atlas.atlas_path("twin-a").unlink()
     monkeypatch.setattr(atlas, "_vocabulary", None)
-    monkeypatch.setattr(atlas, "load_model", lambda name: {"twin-b": load_model("twin-b")}[name])
-    found = load_atlas("twin-a", params=Parameters(model), vocabulary=vocabulary)
+    monkeypatch.setattr(atlas, "load", None)  # no weights but the judge's are loaded
+    found = load_atlas(model)
     same(found, expected)
-    assert found.vocabulary is vocabulary
-    monkeypatch.setattr(atlas, "load_model", None)  # from the file: no weights are loaded at all
-    assert load_atlas("twin-a", vocabulary=vocabulary).vocabulary is vocabulary
+    assert found.vocabulary is model.vocabulary
+    assert load_atlas(model).vocabulary is model.vocabulary  # from the file
+    assert len(built) == 2
+
+
+def test_the_atlas_of_a_model_made_here_is_not_kept(twins, built, tmp_path):
+    for model in (read(), load("twin-a", untrained=True)):
+        found = load_atlas(model)
+        assert len(found.rows) and found.rows["coherence"].isna().all()
+    assert not (tmp_path / "cache" / "atlas").exists()
 
 
 @pytest.mark.parametrize("changed", ["twin-a", "twin-b"])
@@ -523,7 +510,7 @@ def test_a_folder_has_no_judge(twins, built, tmp_path):
         load_atlas(tmp_path / "nothing")
 
 
-def test_fingerprints(twins, tmp_path, monkeypatch):
+def test_fingerprints(twins, tmp_path):
     weights = (twins / "twin-a" / "model.safetensors").read_bytes()
     assert fingerprint("twin-a") == hashlib.sha256(weights).hexdigest()
     assert fingerprint(twins / "twin-a") == fingerprint("twin-a") != fingerprint("twin-b")
@@ -531,53 +518,45 @@ def test_fingerprints(twins, tmp_path, monkeypatch):
     assert fingerprint("twin-a") != hashlib.sha256(weights).hexdigest()
     (tmp_path / "x[1].gguf").write_bytes(b"weights")
     assert fingerprint(tmp_path / "x[1].gguf") == hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "x/snapshots/c0ffee/config.json")
-    assert fingerprint("owner/model") == "c0ffee"
 
 
 # ---- judges
 
 
-def test_the_judge_of_a_twin_is_notebook_01s():
-    assert set(atlas.JUDGES) == set(embspace_helpers.reading.models.MODELS)
-    vocabulary = load_vocabulary(*load_model("twin-a"))
-    ids = vocabulary.keep(whole_words=True, min_count=200).nonzero().squeeze(1)
-    expected = Judge(Parameters(load_model("twin-b")[0]).E, ids, len(vocabulary))
-    found = load_judge("twin-a", vocabulary)
+def test_the_judge_of_a_twin_is_the_other_on_frequent_words():
+    assert set(JUDGES) == set(embspace_helpers.reading.models.MODELS)
+    model = load("twin-a")
+    ids = model.vocabulary.keep(whole_words=True, min_count=200).nonzero().squeeze(1)
+    expected = Judge(load("twin-b").parameters.E, ids, len(model.vocabulary))
+    assert torch.equal(model.judge.row, expected.row)
+    torch.testing.assert_close(model.judge.vectors, expected.vectors)
+
+
+def test_the_judge_of_another_vocabulary_knows_the_shared_words():
+    items = ["<unk>", *reversed(ITEMS[1:-10]), *(f"Ġother{i}" for i in range(10))]
+    model, other = read(), Model(tiny("gpt2", seed=3), tiny_tokenizer(items))
+    words = [i for i, t in enumerate(ITEMS[:-10]) if t[0] == "Ġ" and t != "ĠTerrible"]
+    judge_ids = torch.tensor([items.index(ITEMS[i]) for i in words])
+    expected = Judge(other.parameters.E, torch.tensor(words), 40, judge_ids)
+    found = model.judged_by(other)
     assert torch.equal(found.row, expected.row)
     torch.testing.assert_close(found.vectors, expected.vectors)
 
 
-def test_the_judge_of_another_vocabulary_knows_the_shared_words(tmp_path, monkeypatch):
-    items = ["<unk>", *reversed(ITEMS[1:-10]), *(f"Ġother{i}" for i in range(10))]
-    model = tiny("gpt2", seed=3)
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer(items).save_pretrained(tmp_path)
-    monkeypatch.setitem(atlas.JUDGES, "mine", str(tmp_path))
-    vocabulary = load_vocabulary(model, tiny_tokenizer())
-    words = [i for i, t in enumerate(ITEMS[:-10]) if t[0] == "Ġ" and t != "ĠTerrible"]
-    judge_ids = torch.tensor([items.index(ITEMS[i]) for i in words])
-    expected = Judge(Parameters(model).E, torch.tensor(words), 40, judge_ids)
-    loaded = Parameters(model), load_vocabulary(model, tiny_tokenizer(items))
-    for found in (load_judge("mine", vocabulary), load_judge("mine", vocabulary, loaded)):
-        assert torch.equal(found.row, expected.row)
-        torch.testing.assert_close(found.vectors, expected.vectors)
-
-
-def test_no_judge(vocabulary):
-    with pytest.raises(ValueError, match="no judge is set for 'gpt2': there are judges for twin-a"):
-        load_judge("gpt2", vocabulary)
+def test_no_judge():
+    with pytest.raises(ValueError, match="no judge is set for 'this model'.* judges for twin-a"):
+        read().judge  # noqa: B018
 
 
 # ---- command line
 
 
 def test_command_line(twins, built, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(atlas, "model_names", lambda: ["twin-a", "twin-b"])
-    atlas.main(["twin-b"])
+    monkeypatch.setattr(atlases, "model_names", lambda: ["twin-a", "twin-b"])
+    atlases.main(["twin-b"])
     rows = f"{4 * sum(ROWS['gpt2'].values()):,} rows"
     assert capsys.readouterr().out.startswith(f"twin-b: {rows}, 0.")
-    atlas.main([])
+    atlases.main([])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["twin-a", "twin-b"] and len(built) == 2
     assert lines[1].endswith(str(tmp_path / "cache" / "atlas" / "twin-b-orthogonal.parquet"))
@@ -585,4 +564,4 @@ def test_command_line(twins, built, monkeypatch, capsys, tmp_path):
 
 def test_command_line_without_the_model(twins, capsys):
     with pytest.raises(SystemExit, match="minilm is not in the cache folder .*fetch minilm"):
-        atlas.main(["minilm"])
+        atlases.main(["minilm"])

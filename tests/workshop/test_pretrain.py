@@ -12,10 +12,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from embspace_helpers.workshop import pretrain
-from embspace_helpers.workshop.pretrain import (END, Recipe, batch_at, decay_start, encode, main, new_model,
-                                       new_optimizer, prepare, rate_at, resume, save_checkpoint,
-                                       steps_of, train, train_tokenizer, write_folder)
+from embspace_helpers.workshop import corpus, pretrain
+from embspace_helpers.workshop.corpus import END, encode, prepare, train_tokenizer
+from embspace_helpers.workshop.pretrain import PretrainRecipe as Recipe
+from embspace_helpers.workshop.pretrain import (
+    batch_at,
+    decay_start,
+    main,
+    new_model,
+    new_optimizer,
+    rate_at,
+    resume,
+    save_checkpoint,
+    steps_of,
+    train,
+    write_folder,
+)
 from embspace_helpers.classroom.reviews import text_hash
 from embspace_helpers.reading.vocabulary import load_vocabulary
 
@@ -125,7 +137,7 @@ def test_tokenizer_is_byte_level_like_gpt2s(data):
 
 def test_prepare_reads_its_cache(source, tmp_path, monkeypatch):
     first = prepare(source, tmp_path / "work", 300, None)
-    monkeypatch.setattr(pretrain, "read_corpus", lambda _: pytest.fail("read a second time"))
+    monkeypatch.setattr(corpus, "read_corpus", lambda _: pytest.fail("read a second time"))
     second = prepare("no/where/else", tmp_path / "work", 300, None)
     assert first.keys() == second.keys()
     for key in ("train", "held_out"):
@@ -135,25 +147,25 @@ def test_prepare_reads_its_cache(source, tmp_path, monkeypatch):
 
 def test_prepare_takes_another_models_tokenizer(source, tmp_path, monkeypatch):
     train_tokenizer(["other words"] * 9, 260).save_pretrained(tmp_path / "other")
-    monkeypatch.setattr(pretrain, "train_tokenizer", lambda *_: pytest.fail("trained another"))
+    monkeypatch.setattr(corpus, "train_tokenizer", lambda *_: pytest.fail("trained another"))
     other = prepare(source, tmp_path / "work", 300, tmp_path / "other")
     assert len(other["tokenizer"]) == 260 and other["train"].max() < 260
     again = prepare("no/where/else", tmp_path / "work", 300, tmp_path / "other")
     assert np.array_equal(again["train"], other["train"])
-    with pytest.raises(ValueError, match="a given tokenizer of 260 items, .* one trained to 300 "):
+    with pytest.raises(ValueError, match="a given tokenizer of 260 tokens, .* one trained to 300 "):
         prepare(source, tmp_path / "work", 300, None)
-    with pytest.raises(ValueError, match="other has 260 items, the model has room for 259"):
+    with pytest.raises(ValueError, match="other has 260 tokens, the model has room for 259"):
         prepare(source, tmp_path / "work", 259, tmp_path / "other")
 
 
 def test_prepare_refuses_a_cache_of_another_size_or_tokenizer(source, tmp_path):
     prepare(source, tmp_path / "work", 300, None)
     prepare(source, tmp_path / "work", 310, tmp_path / "work" / "tokenizer")  # the same
-    with pytest.raises(ValueError, match="work holds .* a trained tokenizer of 300 items, .* to 280 "
-                                         "items: delete the folder or name another"):
+    with pytest.raises(ValueError, match="work holds .* a trained tokenizer of 300 tokens, .* to 280 "
+                                         "tokens: delete the folder or name another"):
         prepare(source, tmp_path / "work", 280, None)
     train_tokenizer(["other words"] * 9, 260).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="trained tokenizer of 300 items, .* that of .*other: "):
+    with pytest.raises(ValueError, match="trained tokenizer of 300 tokens, .* that of .*other: "):
         prepare(source, tmp_path / "work", 300, tmp_path / "other")
 
 
@@ -179,9 +191,9 @@ def test_every_epoch_covers_each_piece_once_in_another_order():
 
 def test_texts_too_short_for_one_batch(tmp_path, data):
     for n in (0, 100, 8 * 16 + 15):
-        with pytest.raises(ValueError, match=f"training text is too short: .* {n} items.* 8 x 16"):
+        with pytest.raises(ValueError, match=f"training text is too short: .* {n} tokens.* 8 x 16"):
             run({**data, "train": data["train"][:n]}, tmp_path)
-    with pytest.raises(ValueError, match="held-out text is too short: 15 items.* 16$"):
+    with pytest.raises(ValueError, match="held-out text is too short: 15 tokens.* 16$"):
         run({**data, "held_out": data["held_out"][:15]}, tmp_path)
     assert steps_of(replace(TINY, epochs=1), data["train"][: 8 * 16 + 16]) == (1, 1)
 
@@ -315,7 +327,7 @@ def test_other_data_are_refused(tmp_path, data):
     run(data, tmp_path, stop_at=1)
     less = {**data, "train": data["train"][:-1]}
     n = len(less["train"])
-    with pytest.raises(ValueError, match=f"a run on {n + 1} training items, this run has {n}: "):
+    with pytest.raises(ValueError, match=f"a run on {n + 1} training tokens, this run has {n}: "):
         run(less, tmp_path)
 
 
@@ -392,7 +404,7 @@ def test_the_card_has_the_perplexity_of_the_written_weights(finished, data):
         with torch.no_grad():
             scores = model(row[None]).logits[0].log_softmax(-1)
         losses += [-float(scores[i, row[i + 1]]) for i in range(15)]
-    stated = float(re.search(r"perplexity per item \| \*\*([\d.]+)\*\*", card)[1])
+    stated = float(re.search(r"perplexity per token \| \*\*([\d.]+)\*\*", card)[1])
     assert stated == pytest.approx(math.exp(np.mean(losses)), rel=0.02)
     bits = float(re.search(r"([\d.]+) bits per byte", card)[1])
     per_byte = np.mean(losses) / math.log(2) * len(data["held_out"]) / data["held_out_bytes"]
