@@ -1,0 +1,156 @@
+"""The lists of an atlas against spaces and judges, on tiny models in float64."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_atlases import HEADS, ROWS, vectors_of, worded
+from tiny_models import close, random
+
+from embspace_helpers.experiments.atlas import build_atlas
+from embspace_helpers.experiments.atlas_lists import HEAD_GROUPS, group_vectors, word_lists
+from embspace_helpers.reading.judge import Judge
+
+# Numbers of an atlas are kept in 32 bits, scores in 16: rounded once, by 6e-8 and by 5e-4.
+FLOAT32, FLOAT16 = 2e-7, 1e-3
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind):
+    return worded(kind)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    ids = torch.arange(1, 36)
+    return Judge(random(8, 40), ids[ids != 4], size=40)
+
+
+@pytest.fixture(scope="module")
+def found(model, judge):
+    return build_atlas(model, judge=judge, k=5, directions=2, progress=False)
+
+
+def test_head_vectors_are_those_of_W_VO_and_W_QK(model):
+    p = model.parameters
+    for head in range(p.H):
+        dense = {"VO": p.W_V(1, head) @ p.W_O(1, head), "QK": p.W_Q(1, head) @ p.W_K(1, head).T}
+        for W, row, column in ((dense["VO"], "VO_reads", "VO_writes"),
+                               (dense["QK"], "QK_query", "QK_key")):
+            (U, S), (V, S_too) = (group_vectors(p, group, 1, 2) for group in (row, column))
+            assert torch.equal(S, S_too)
+            U, S, V = (x[2 * head:2 * head + 2] for x in (U, S, V))
+            close(S, torch.linalg.svdvals(W)[:2])
+            close(U @ W, S[:, None] * V)
+
+
+def test_other_vectors_are_those_of_the_parameters(model):
+    for group in model.parameters.groups:
+        vectors, norms = group_vectors(model.parameters, group, 1)
+        assert torch.equal(vectors, model.parameters.vectors(group, 1))
+        close(norms, [sum(v * v for v in row) ** 0.5 for row in vectors.tolist()])
+
+
+def test_every_vector_has_two_rows(kind, model, found):
+    rows, p = found.rows, model.parameters
+    assert list(rows.columns) == ["name", "group", "layer", "index", "sign", "norm", "coherence"]
+    assert list(rows["group"].cat.categories) == [*p.groups, *HEAD_GROUPS]
+    counts = rows.groupby(["layer", "group", "sign"], observed=True).size()
+    assert counts.to_dict() == {(layer, group, sign): n for layer in (0, 1)
+                                for group, n in ROWS[kind].items() for sign in (1, -1)}
+    for _, part in rows.groupby(["layer", "group"], observed=True):
+        assert part["index"].tolist() == [i for i in range(len(part) // 2) for _ in (1, -1)]
+        assert part["sign"].tolist() == [1, -1] * (len(part) // 2)
+    names = [f"L{layer}H{i // 2}D{i % 2}" if group in HEADS else p.label(group, layer, i)
+             for group, layer, i in zip(rows["group"], rows["layer"], rows["index"])]
+    assert rows["name"].tolist() == names
+    norms = torch.cat([group_vectors(p, group, layer, 2)[1].repeat_interleave(2)
+                       for layer in (0, 1) for group in ROWS[kind]])
+    close(rows["norm"], norms, FLOAT32)
+
+
+def test_memory_is_compact(found):
+    assert found.ids.dtype == np.int32 and found.scores.dtype == np.float16
+    assert [str(t) for t in found.rows.dtypes] == ["category", "category", "int16", "int32", "int8",
+                                                   "float32", "float32"]
+
+
+def test_lists_are_those_of_the_space(model, found, judge):
+    space, x = model.space("orthogonal"), vectors_of(model, found)
+    assert found.ids.tolist() == space.top(x, 5)[1].tolist()
+    scores = space.project(x)
+    z = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
+    close(found.scores, z.sort(1, descending=True).values[:, :5], FLOAT16)
+    known = space.only(judge.keep)
+    close(found.rows["coherence"], judge.coherence(known.top(x, 10)[1]), FLOAT32)
+
+
+@pytest.mark.parametrize("reading", ["transpose", "pseudo-inverse"])
+def test_other_readings_tokens_judges_and_batches(judge, reading):
+    model, keep = worded(), torch.arange(40) >= 12  # the judge knows others, and not all of these
+    found = build_atlas(model, reading, keep=keep, judge=judge, k=28, directions=1, progress=False,
+                        batch=7)
+    assert (found.rows["group"] == "VO_reads").sum() == 12
+    rows = found.rows["group"] == "V"
+    assert rows.sum() == 80
+    values = [model.parameters.V(layer) for layer in (0, 1)]
+    x = torch.cat([torch.stack([v, -v]) for v in torch.cat(values)])
+    assert found.ids[rows].tolist() == model.space(reading, keep).top(x, 28)[1].tolist()
+    known = model.space(reading, judge.keep)
+    close(found.rows["coherence"][rows], judge.coherence(known.top(x, 10)[1]), FLOAT32)
+
+
+def test_lists_of_a_vector_and_of_its_negative(judge):
+    model = worded()
+    space, x = model.space("centred"), random(3, 12, seed=7)
+    ids, scores, coherence = word_lists(space, x, 4, judge)
+    assert ids.shape == scores.shape == (3, 2, 4) and coherence.shape == (3, 2)
+    for side, vectors in enumerate((x, -x)):
+        values, best = space.top(vectors, 4)
+        assert ids[:, side].tolist() == best.tolist()
+        close(scores[:, side], space.standardise(vectors, values), FLOAT16)
+    assert word_lists(space, x, 4, None)[2].isnan().all()
+
+
+def test_without_a_judge_there_is_no_coherence():
+    found = build_atlas(worded(), k=5, directions=2, progress=False)
+    assert found.rows["coherence"].isna().all()
+
+
+def test_a_zero_vector_scores_zero():
+    model = worded()
+    with torch.no_grad():
+        model.parameters.V(0)[3] = 0
+    found = build_atlas(model, k=5, directions=1, progress=False)
+    rows = found.rows.query("group == 'V' and layer == 0 and index == 3").index
+    assert (found.scores[rows] == 0).all() and (found.scores[rows - 2] != 0).all()
+    assert np.isfinite(found.scores).all()
+    value = found.like(torch.ones(12), model, n=40, groups="V", layers=0)
+    assert value["correlation"].iloc[-1] == 0
+
+
+def test_the_bar_can_be_switched_off(capsys):
+    build_atlas(worded(), k=2, directions=1, progress=False)
+    assert capsys.readouterr().err == ""
+    build_atlas(worded(), k=2, directions=1)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_errors_of_building(judge):
+    model = worded()
+    few = Judge(random(8, 40), torch.arange(1, 10), size=40)
+    other = Judge(random(8, 40), torch.arange(1, 20), size=50)
+    for options, message in (
+            ({"k": 0}, "k = 0, but .* between 1 and the 37 kept tokens"),
+            ({"k": 38}, "k = 38, but .* between 1 and the 37 kept tokens"),
+            ({"judge": few}, "coherence = 10, but .* the 9 words of the judge"),
+            ({"judge": other}, "has 40 tokens, the judge knows of 50: .* different models"),
+            ({"keep": torch.ones(30, dtype=torch.bool)}, r"a mask of shape \(40,\), .* \(30,\)"),
+            ({"reading": "pca"}, "no reading 'pca'"),
+            ({"directions": 5}, "n = 5, but .* the 4 singular directions")):
+        with pytest.raises(ValueError, match=message):
+            build_atlas(model, progress=False, **options)
