@@ -1,15 +1,22 @@
 """Figures: panels, intervals, and that a notebook shows every one of them."""
 
-import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nbclient import NotebookClient
-
-matplotlib.use("Agg")
+from tiny_models import random
 
 from embspace_helpers.classroom import plots
+
+
+@pytest.fixture(autouse=True)
+def without_a_screen():
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
 
 
 def test_panels_have_their_titles_and_a_takeaway():
@@ -32,6 +39,22 @@ def test_curve_draws_its_interval():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a"]
 
 
+def test_a_control_is_grey_and_dashed_and_others_differ():
+    _, (ax,) = plots.panels("t", "p")
+    plots.curve(ax, [0, 1], [1.0, 2.0], control=True)
+    for index in range(3):
+        plots.curve(ax, [0, 1], [1.0, 2.0], index=index)
+    control, *others = ax.lines
+    assert (control.get_color(), control.get_linestyle()) == (plots.GREY, "--")
+    assert len({(line.get_color(), line.get_marker()) for line in others}) == 3
+    assert all(line.get_linestyle() == "-" for line in others)
+    plots.chance_line(ax, 0.5)
+    plots.chance_line(ax, 0.25, "a quarter", horizontal=False)
+    assert list(ax.lines[-2].get_ydata()) == [0.5, 0.5]
+    assert list(ax.lines[-1].get_xdata()) == [0.25, 0.25]
+    assert ax.lines[-1].get_label() == "a quarter"
+
+
 def test_dots_stand_from_top_to_bottom():
     _, (ax,) = plots.panels("t", "p")
     plots.dots(ax, ["first", "second"], [1.0, 2.0], [(0.9, 1.1), (1.8, 2.2)])
@@ -39,7 +62,7 @@ def test_dots_stand_from_top_to_bottom():
 
 
 def test_a_notebook_shows_every_figure():
-    source = "from embspace_helpers import plots\nfigure, (ax,) = plots.panels('t', 'p')"
+    source = "from embspace_helpers.classroom import plots\nfigure, (ax,) = plots.panels('t', 'p')"
     cells = [nbformat.v4.new_code_cell(source) for _ in range(3)]
     nb = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(nb, kernel_name="python3").execute()
@@ -65,21 +88,22 @@ def test_ranked_list_has_the_best_on_top():
     _, (ax,) = plots.panels("t", "p")
     plots.ranked(ax, ["best", "second"], [2.0, 1.0])
     places = dict(zip([t.get_text() for t in ax.get_yticklabels()], ax.get_yticks()))
-    assert ax.transData.transform((0, places["best"]))[1] > ax.transData.transform((0, places["second"]))[1]
+    best, second = (ax.transData.transform((0, places[word]))[1] for word in ("best", "second"))
+    assert best > second
     assert [bar.get_width() for bar in ax.patches] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_word_map_keeps_groups_apart_and_labels_readable(method):
-    generator = torch.Generator().manual_seed(0)
     centres = torch.eye(2, 10).repeat_interleave(6, 0)  # (12, 10): two groups of six
-    vectors = centres + 0.05 * torch.randn(12, 10, generator=generator)
+    vectors = centres + 0.05 * random(12, 10)
     names = [f"word{i}" for i in range(12)]
     _, (ax,) = plots.panels("t", "p")
     plots.word_map(ax, names, vectors, range(12), method=method)
     places = np.asarray(ax.collections[0].get_offsets())
     assert [t.get_text() for t in ax.texts] == names
-    inside = [np.linalg.norm(group - group.mean(0), axis=1).max() for group in (places[:6], places[6:])]
+    inside = [np.linalg.norm(group - group.mean(0), axis=1).max()
+              for group in (places[:6], places[6:])]
     assert np.linalg.norm(places[:6].mean(0) - places[6:].mean(0)) > max(inside)
     gaps = abs(places[:, None] - places[None])
     touching = (gaps[..., 0] < 0.04) & (gaps[..., 1] < 0.02)
@@ -92,3 +116,32 @@ def test_word_map_says_what_it_needs():
         plots.word_map(ax, ["a", "b"], torch.eye(3), [1, 2, 3])
     with pytest.raises(ValueError, match="no map method 'umap': there are pca, tsne"):
         plots.word_map(ax, ["a", "b", "c"], torch.eye(3), [1, 2, 3], method="umap")
+
+
+def overlap_rows(groups, kind="real", shift=0.0):
+    """Rows of an overlap table: two layers for each group."""
+    rows = [(g, layer, "this", kind, 0.1 * layer + shift, 0.1 * layer, 0.1 * layer + 2 * shift)
+            for g in groups for layer in (0, 1)]
+    return pd.DataFrame(rows, columns=["group", "layer", "target", "kind", "mean", "low", "high"])
+
+
+def test_overlap_curves_have_a_panel_for_each_group_of_the_first_curve():
+    plots.overlap_curves("Words turn up", {
+        "trained": overlap_rows(["K", "W_O"], shift=0.5),
+        "permuted": overlap_rows(["K", "W_O"], "permuted", 0.1),
+        "turned": overlap_rows(["K"], "turned", 0.2)}, chance=0.05, top=0.8)
+    figure = plt.gcf()
+    assert figure.get_suptitle() == "Words turn up"
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["keys", "output subheads"]
+    keys, subheads = figure.axes
+    assert [line.get_label() for line in keys.lines] == ["trained", "permuted", "turned", "chance"]
+    assert [line.get_label() for line in subheads.lines] == ["trained", "permuted", "chance"]
+    trained, permuted, turned, chance = keys.lines
+    np.testing.assert_allclose(trained.get_ydata(), [0.5, 0.6])
+    assert list(trained.get_xdata()) == [0, 1] and list(chance.get_ydata()) == [0.05, 0.05]
+    assert (permuted.get_color(), permuted.get_linestyle()) == (plots.GREY, "--")
+    # a control takes no colour away, and a curve has its own in every panel
+    assert [line.get_color() for line in (trained, turned)] == list(plots.COLOURS[:2])
+    assert subheads.lines[0].get_color() == plots.COLOURS[0]
+    assert keys.get_ylim() == subheads.get_ylim() == (0, 0.8)
+    assert keys.get_legend() is None and len(subheads.get_legend().get_texts()) == 4

@@ -1,21 +1,25 @@
-"""Training a very small model from made-up reviews: caches, batches, exact resume, the folder."""
+"""Training a very small model from made-up reviews: batches, exact resume, the folder."""
 
 import json
 import math
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_corpus import tiny_imdb
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from embspace_helpers.workshop import corpus, pretrain
-from embspace_helpers.workshop.corpus import END, encode, prepare, train_tokenizer
-from embspace_helpers.workshop.pretrain import PretrainRecipe as Recipe
+from embspace_helpers import load
+from embspace_helpers.reading.models import BUNDLED
+from embspace_helpers.reading.vocabulary import load_vocabulary
+from embspace_helpers.workshop import pretrain
+from embspace_helpers.workshop.corpus import prepare
 from embspace_helpers.workshop.pretrain import (
+    RECIPES,
+    PretrainRecipe,
     batch_at,
     decay_start,
     main,
@@ -23,25 +27,15 @@ from embspace_helpers.workshop.pretrain import (
     new_optimizer,
     rate_at,
     resume,
+    sample_text,
     save_checkpoint,
     steps_of,
     train,
     write_folder,
 )
-from embspace_helpers.classroom.reviews import text_hash
-from embspace_helpers.reading.vocabulary import load_vocabulary
 
-TINY = Recipe(seed=1, d=16, layers=1, heads=2, vocabulary=300, context=16, epochs=1.3, batch=8,
-              learning_rate=1e-2, warmup_steps=4)
-LEAK = "Zyzzyva leaked from the test part."
-TWICE = "Quokka stands here twice and only once is kept."
-
-
-def reviews(n, seed):
-    """n different reviews of few words, so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-    words = np.array("the film was a great dull story with bad good acting and plot".split())
-    return [" ".join(rng.choice(words, 14)) + f" {seed}{i}" for i in range(n)]
+TINY = PretrainRecipe(seed=1, d=16, layers=1, heads=2, vocabulary=300, context=16, epochs=1.3,
+                      batch=8, learning_rate=1e-2, warmup_steps=4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,16 +49,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder laid out like the hub's, with a duplicate and a text of the test part."""
-    folder = tmp_path_factory.mktemp("imdb")
-    (folder / "plain_text").mkdir()
-    parts = {"train": [*reviews(90, 1), TWICE, LEAK],
-             "unsupervised": [*reviews(60, 2), TWICE.replace(" ", "<br /> ", 1), LEAK],
-             "test": ["Another.", LEAK]}
-    for split, texts in parts.items():
-        frame = pd.DataFrame({"text": texts, "label": 0})
-        frame.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
-    return folder
+    return tiny_imdb(tmp_path_factory.mktemp("imdb"))
 
 
 @pytest.fixture(scope="module")
@@ -106,67 +91,6 @@ def same_weights(one, other):
 
 def without_seconds(log):
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in log["curve"]]
-
-
-# ---- data
-
-
-def test_duplicates_and_texts_of_the_test_part_are_dropped(data):
-    text = data["tokenizer"].decode(np.concatenate([data["train"], data["held_out"]]))
-    assert "Zyzzyva" not in text and text.count("Quokka") == 1
-    assert data["train_reviews"] + data["held_out_reviews"] == 151 == text.count(END)
-
-
-def test_held_out_is_chosen_by_the_hash_of_the_text(data):
-    held_out = data["tokenizer"].decode(data["held_out"]).split(END)[:-1]
-    chosen = {t for t in [*reviews(90, 1), *reviews(60, 2), TWICE] if text_hash(t) < 0.02}
-    assert set(held_out) == chosen and len(held_out) == data["held_out_reviews"] > 0
-    assert data["held_out_bytes"] == sum(len(t) for t in chosen)
-
-
-def test_tokenizer_is_byte_level_like_gpt2s(data):
-    tokenizer = data["tokenizer"]
-    assert len(tokenizer) == 300 and tokenizer.convert_tokens_to_ids(END) == 0
-    assert "Ġfilm" in tokenizer.get_vocab()
-    text = " naïve 😀\n  film"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert encode([], tokenizer).shape == (0,)
-    stream = encode([text, "film"], tokenizer)
-    assert stream.dtype == np.uint16 and tokenizer.decode(stream) == f"{text}{END}film{END}"
-
-
-def test_prepare_reads_its_cache(source, tmp_path, monkeypatch):
-    first = prepare(source, tmp_path / "work", 300, None)
-    monkeypatch.setattr(corpus, "read_corpus", lambda _: pytest.fail("read a second time"))
-    second = prepare("no/where/else", tmp_path / "work", 300, None)
-    assert first.keys() == second.keys()
-    for key in ("train", "held_out"):
-        assert np.array_equal(first[key], second[key])
-    assert first["tokenizer"].get_vocab() == second["tokenizer"].get_vocab()
-
-
-def test_prepare_takes_another_models_tokenizer(source, tmp_path, monkeypatch):
-    train_tokenizer(["other words"] * 9, 260).save_pretrained(tmp_path / "other")
-    monkeypatch.setattr(corpus, "train_tokenizer", lambda *_: pytest.fail("trained another"))
-    other = prepare(source, tmp_path / "work", 300, tmp_path / "other")
-    assert len(other["tokenizer"]) == 260 and other["train"].max() < 260
-    again = prepare("no/where/else", tmp_path / "work", 300, tmp_path / "other")
-    assert np.array_equal(again["train"], other["train"])
-    with pytest.raises(ValueError, match="a given tokenizer of 260 tokens, .* one trained to 300 "):
-        prepare(source, tmp_path / "work", 300, None)
-    with pytest.raises(ValueError, match="other has 260 tokens, the model has room for 259"):
-        prepare(source, tmp_path / "work", 259, tmp_path / "other")
-
-
-def test_prepare_refuses_a_cache_of_another_size_or_tokenizer(source, tmp_path):
-    prepare(source, tmp_path / "work", 300, None)
-    prepare(source, tmp_path / "work", 310, tmp_path / "work" / "tokenizer")  # the same
-    with pytest.raises(ValueError, match="work holds .* a trained tokenizer of 300 tokens, .* to 280 "
-                                         "tokens: delete the folder or name another"):
-        prepare(source, tmp_path / "work", 280, None)
-    train_tokenizer(["other words"] * 9, 260).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="trained tokenizer of 300 tokens, .* that of .*other: "):
-        prepare(source, tmp_path / "work", 300, tmp_path / "other")
 
 
 # ---- batches and steps
@@ -223,6 +147,52 @@ def test_new_model_follows_the_recipe():
     assert (c.vocab_size, c.n_embd, c.n_layer, c.n_head, c.n_positions) == (300, 16, 1, 2, 16)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert c.activation_function == "gelu" and c.embd_pdrop == c.attn_pdrop == c.resid_pdrop == 0
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_new_weights_are_those_of_the_default_generator_at_the_seed(seed):
+    model = new_model(replace(TINY, seed=seed))
+    torch.manual_seed(seed)
+    assert same_weights(model, GPT2LMHeadModel(model.config))
+
+
+def random_state_is_left_alone(call):
+    """Whether the numbers that the caller draws are the same with and without a call between."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    call()
+    return torch.equal(torch.rand(3), expected)
+
+
+def test_training_leaves_the_random_state_of_its_caller_alone(data, tmp_path):
+    assert random_state_is_left_alone(lambda: new_model(TINY))
+    assert random_state_is_left_alone(lambda: run(data, tmp_path, stop_at=1))
+    model = new_model(TINY)
+    assert random_state_is_left_alone(lambda: sample_text(model, data["tokenizer"]))
+    assert not random_state_is_left_alone(lambda: torch.rand(1))  # what is not to happen
+
+
+def test_a_sample_is_that_of_the_default_generator_at_zero(data):
+    model, tokenizer = new_model(TINY), data["tokenizer"]
+    ids = tokenizer("the film", return_tensors="pt")
+    torch.manual_seed(0)
+    expected = model.eval().generate(**ids, max_new_tokens=5, do_sample=True, top_k=50,
+                                     pad_token_id=0)
+    found = sample_text(model, tokenizer, "the film", tokens=5)
+    assert found == tokenizer.decode(expected[0], skip_special_tokens=True)
+    assert found == sample_text(model, tokenizer, "the film", tokens=5)
+    assert found.startswith("the film") and found != sample_text(model, tokenizer, "the film", 4)
+    assert sample_text(model, tokenizer)  # 80 tokens, of which the model has room for 16
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_bundled_models_were_made_by_their_recipes(name):
+    log = json.loads((BUNDLED / name / "training_log.json").read_text("utf-8"))
+    recipe = RECIPES[name]
+    assert log["recipe"] == asdict(recipe)
+    p = load(name).parameters
+    assert (p.d, p.L, p.H, p.e) == (recipe.d, recipe.layers, recipe.heads, recipe.vocabulary)
 
 
 def test_weight_decay_is_for_matrices_only():
