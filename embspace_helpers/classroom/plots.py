@@ -101,8 +101,9 @@ def heatmap(ax: Axes, table: Sequence[Sequence[float]], rows: Sequence[str], col
     ax.grid(False)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
     if numbers:
+        shades = np.asarray(image.norm(values))  # 0 to 1
         for (i, j), value in np.ndenumerate(values):
-            shade = image.norm(value)
+            shade = shades[i, j]
             dark = abs(shade - 0.5) > 0.33 if centre is not None else shade < 0.6
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
                     color="white" if dark else "black")
@@ -131,7 +132,7 @@ def word_map(ax: Axes, words: Sequence[str], vectors: Tensor, scores: Sequence[f
     places = _flat(normalize(vectors, dim=1).numpy(force=True), method, seed)
     low, high = places.min(0), places.max(0)
     places = _spread((places - low) / np.maximum(high - low, 1e-9), [len(w) for w in words])
-    shades = ax.scatter(*places.T, c=scores, cmap="viridis_r", s=14)
+    shades = ax.scatter(places[:, 0], places[:, 1], c=scores, cmap="viridis_r", s=14)
     ax.figure.colorbar(shades, ax=ax, label=label, shrink=0.8)
     for word, place in zip(words, places):
         ax.annotate(word, place, xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
@@ -191,8 +192,7 @@ def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float
                       index, control=control)
             index += not control
         chance_line(ax, chance)
-        caption(ax, "layer", "share of the state's top words" if ax is axes[0] else "")
-        ax.get_legend().remove()
+        ax.set(xlabel="layer", ylabel="share of the state's top words" if ax is axes[0] else "")
     axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",
                     bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes[0].set_ylim(0, top)

@@ -168,8 +168,8 @@ class Atlas:
                 raise ValueError(f"no row {row!r}: rows are numbers from 0 to "
                                  f"{len(self.rows) - 1}, such as the index of what `search` gives")
             name, group, sign = self.rows.loc[row, ["name", "group", "sign"]]
-            columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(int(row), k),
-                                                                self.scores[row, :k].tolist()))
+            scores = self.scores[int(row), :k].tolist()
+            columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(int(row), k), scores))
         return WordTable(columns, title)
 
     def save(self, path: str | Path) -> None:

@@ -108,8 +108,8 @@ def _check(space: Space, k: int, judge: Judge | None) -> None:
 def _frame(params: Parameters, group: str, layer: int, norms: Tensor,
            directions: int) -> pd.DataFrame:
     """The rows of one group in one layer: each vector twice, + and -."""
-    n = len(norms)
+    n, signs = len(norms), np.array([1, -1], dtype="int8")
     return pd.DataFrame({
         "name": np.repeat(_names(params, group, layer, n, directions), 2),
         "group": group, "layer": np.int16(layer), "index": np.arange(n, dtype="int32").repeat(2),
-        "sign": np.tile(np.int8([1, -1]), n), "norm": norms.float().numpy().repeat(2)})
+        "sign": np.tile(signs, n), "norm": norms.float().numpy().repeat(2)})
