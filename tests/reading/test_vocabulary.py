@@ -172,12 +172,12 @@ def test_filters_join(bytes_):
 def test_errors_of_the_filters(bytes_):
     with pytest.raises(ValueError, match="min_count needs.*counts="):
         bytes_.keep(min_count=1)
-    with pytest.raises(ValueError, match="no vocabulary item passes"):
+    with pytest.raises(ValueError, match="no token passes"):
         bytes_.keep(only=["nothing"])
     counted = Vocabulary(byte_level(), counts=[1] * len(BYTE_LEVEL))
-    with pytest.raises(ValueError, match="no vocabulary item passes"):
+    with pytest.raises(ValueError, match="no token passes"):
         counted.keep(min_count=2)
-    with pytest.raises(ValueError, match=rf"shape \(3,\).*{len(BYTE_LEVEL)} items"):
+    with pytest.raises(ValueError, match=rf"shape \(3,\).*{len(BYTE_LEVEL)} tokens"):
         Vocabulary(byte_level(), counts=[1, 2, 3])
 
 
@@ -216,16 +216,22 @@ def test_a_coarse_word_can_be_asked_for_by_name(bytes_):
     ("ing", "near it: -ing"), ("19", "near it: 1990"), ("ARSE", "pieces\\)"),
 ])
 def test_a_word_that_is_no_item_is_named_with_its_neighbours(bytes_, word, hint):
-    with pytest.raises(ValueError, match=f"^'{word}' is not one vocabulary item.*{hint}$"):
+    with pytest.raises(ValueError, match=f"^'{word}' is not one token.*{hint}$"):
         bytes_.id(word)
     with pytest.raises(ValueError, match=word):
         bytes_.ids(["the", word])
 
 
-@pytest.mark.parametrize("word", ["zebra", "", " ", "<|endoftext|>"])
+@pytest.mark.parametrize("word", ["zebra", "<|endoftext|>"])
 def test_no_hint_where_nothing_is_near(bytes_, word):
     with pytest.raises(ValueError,
-                       match=f"^'{re.escape(word)}' is not one vocabulary item [^;]*$"):
+                       match=f"^'{re.escape(word)}' is not one token [^;]*$"):
+        bytes_.id(word)
+
+
+@pytest.mark.parametrize("word", ["", " ", 3, None])
+def test_what_is_no_word_is_refused(bytes_, word):
+    with pytest.raises(ValueError, match="expected a word such as 'movie'.* got "):
         bytes_.id(word)
 
 
