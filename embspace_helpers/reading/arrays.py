@@ -1,6 +1,6 @@
 """Numbers in and out: vectors of any kind become tensors, counts are checked, sums are exact."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import getattr_static
 from numbers import Integral
@@ -96,6 +96,15 @@ def as_index(i: Any, n: int, thing: str, where: str = "") -> int:
         given = int(i) if whole else repr(i)
         raise ValueError(f"no {thing} {given}{where}: {thing}s are 0 to {n - 1}")
     return int(i)
+
+
+def as_texts(texts: Sequence[str] | str) -> list[str]:
+    """Return texts as a list; one text alone as a list of one. Raises ValueError for all else."""
+    texts = [texts] if isinstance(texts, str) else texts
+    texts = list(texts) if isinstance(texts, Iterable) else texts
+    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"expected texts, a list of strings, got {str(texts)[:60]!r}")
+    return texts
 
 
 def as_model(x: Any) -> Any:

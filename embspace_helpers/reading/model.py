@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from embspace_helpers.reading import models
-from embspace_helpers.reading.activations import Tokens, as_texts, tokenize
-from embspace_helpers.reading.arrays import as_index, as_model
+from embspace_helpers.reading.activations import Tokens, tokenize
+from embspace_helpers.reading.arrays import as_index, as_model, as_texts
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES, Judge
 from embspace_helpers.reading.parameters import Parameters
