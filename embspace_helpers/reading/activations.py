@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from embspace_helpers.reading.arrays import as_count, as_index, as_model
+from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_texts
 
 if TYPE_CHECKING:
     from embspace_helpers.reading.model import Model
@@ -102,15 +102,6 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook, bool]]) -> Iterator[None]:
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             stack.callback(register(function).remove)
         yield
-
-
-def as_texts(texts: Sequence[str] | str) -> list[str]:
-    """Return texts as a list; one text alone as a list of one. Raises ValueError for all else."""
-    texts = [texts] if isinstance(texts, str) else texts
-    texts = list(texts) if isinstance(texts, Iterable) else texts
-    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"expected texts, a list of strings, got {str(texts)[:60]!r}")
-    return texts
 
 
 def tokenize(model: Model, texts: Sequence[str] | str, length: int = 256) -> Tokens:
