@@ -110,7 +110,7 @@ def vocabulary_of(items, counts=None):
 
 def numbers(kind="gpt2", e=40):
     """A tokenizer whose ids are the numbers in a text; 0 and e - 1 stand at its ends."""
-    ends = ("cls_token", "sep_token") if kind in ("bert", "roberta") else ("bos_token", "eos_token")
+    ends = ("cls_token", "sep_token") if kind in BERT_KINDS else ("bos_token", "eos_token")
     items = ["<s>", *map(str, range(1, e - 1)), "</s>"]
     return word_level(items, **dict(zip(ends, ("<s>", "</s>"))))
 
@@ -134,6 +134,7 @@ MODELS = {
     "bert": lambda: BertForMaskedLM(BertConfig(**BERT)),
     "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**BERT)),
 }
+BERT_KINDS = ("bert", "roberta")
 NORM_FIRST = ("gpt2", "llama", "mistral", "qwen2")
 
 

@@ -98,6 +98,16 @@ def as_index(i: Any, n: int, thing: str, where: str = "") -> int:
     return int(i)
 
 
+def as_mask(mask: Any, e: int, name: str = "keep") -> Tensor:
+    """Return a mask of e tokens as a tensor of bool. Raises ValueError for what is none."""
+    known = isinstance(mask, Tensor | np.ndarray)
+    if not known or tuple(mask.shape) != (e,) or "bool" not in str(mask.dtype):
+        given = f"{mask.dtype} of shape {tuple(mask.shape)}" if known else type(mask).__name__
+        raise ValueError(f"{name} must be a mask of shape ({e},), got {given}: "
+                         "Vocabulary.keep(...) makes one, of words with only=[...]")
+    return mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+
+
 def as_texts(texts: Sequence[str] | str) -> list[str]:
     """Return texts as a list; one text alone as a list of one. Raises ValueError for all else."""
     texts = [texts] if isinstance(texts, str) else texts

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from embspace_helpers.reading.activations import BAR_AFTER, Tokens, hooked, padded, run, tokenize
-from embspace_helpers.reading.arrays import one_thread
+from embspace_helpers.reading.arrays import as_count, as_mask, one_thread
 from embspace_helpers.reading.spaces import Space
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, rea
     positions may be used, to hold others out. `shuffle`: a seed; the control, in which states and
     tokens are paired at random. The first position of a text is left out: no token stands before
     it, and its state is unlike all others. Memory beyond the model: a forward pass of `batch`
-    texts and L (d, d) sums in float64. Raises ValueError where fewer than two positions are left.
+    texts and L (d, d) sums in float64. Raises ValueError where fewer than two tokens are left.
     """
-    texts = list(texts) if texts is not None and not isinstance(texts, str) else texts
+    only = None if only is None else as_mask(only, model.parameters.e, "only")
+    batch = as_count(batch, name="batch")
     tokens = _alone(model) if texts is None else tokenize(model, texts, length)
     batch = max(batch, 64) if texts is None else batch
     sums = _Sums(model, reads)
@@ -91,6 +92,7 @@ class _Sums:
         self.E_T, self.readers = p.E.T, [p.reader(i, reads) for i in range(p.L)]  # (e, d)
         zeros = lambda *shape: torch.zeros(*shape, p.d, dtype=torch.float64)  # noqa: E731
         self.n, self.x, self.xx = 0, zeros(), zeros(p.d)
+        self.seen = torch.zeros(p.e, dtype=torch.bool)
         self.y, self.yy, self.xy = zeros(p.L), zeros(p.L), [zeros(p.d) for _ in range(p.L)]
         self.centre = self.E_T.mean(0)  # taken off first: sums of small numbers lose less
 
@@ -119,6 +121,7 @@ class _Sums:
             chosen = chosen[torch.randperm(len(chosen), generator=generator)]
         self.X = self.E_T[chosen] - self.centre  # (n, d)
         self.n += len(chosen)
+        self.seen[chosen] = True
         self.x += self.X.sum(0, dtype=torch.float64)
         self.xx += self.X.T @ self.X
         return len(chosen)
@@ -126,12 +129,17 @@ class _Sums:
     @one_thread()
     def solve(self, ridge: float) -> list[Dictionary]:
         """The regressions, one factorisation for all layers."""
-        if self.n < 2:
-            raise ValueError(f"a dictionary needs at least 2 positions, the texts have {self.n} "
-                             "(first positions of texts are left out)")
+        if self.seen.sum() < 2:
+            raise ValueError("a dictionary needs at least 2 positions with different tokens, there "
+                             f"are {self.n} with {self.seen.sum()} (the first position of a text "
+                             "is left out)")
         x, d = self.x / self.n, len(self.xx)
         xx = self.xx - self.n * torch.outer(x, x)
-        factor = torch.linalg.cholesky(xx + ridge * xx.trace() / d * torch.eye(d, dtype=xx.dtype))
+        ridged = xx + ridge * xx.trace() / d * torch.eye(d, dtype=xx.dtype)
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if failed:
+            raise ValueError(f"{self.n} positions do not fix {d} directions with ridge = {ridge}: "
+                             "more text or a larger ridge does")
         return [self._one(layer, x, xx, factor) for layer in range(len(self.xy))]
 
     def _one(self, layer: int, x: Tensor, xx: Tensor, factor: Tensor) -> Dictionary:
@@ -147,7 +155,8 @@ def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None
     """The space of a layer's readers: scores x · (state of token i), centred over the vocabulary.
 
     `whitened`: the states' leading directions do not outweigh the others (the "orthogonal" reading
-    of the states, as F is of E). Centring takes b off, so the map is W.T alone.
+    of the states, as F is of E); those with less than a thousandth of the largest deviation, as
+    the one that a LayerNorm leaves empty, stay behind. Centring takes b off: the map is W.T alone.
     """
     space = Space(model.parameters.E, model.vocabulary, found.W.T.contiguous(), True, keep, name,
                   model.sums)

@@ -2,6 +2,8 @@
 
     smollm2 = load("smollm2")
     smollm2.space("orthogonal").table({"value": smollm2.parameters.V(29)[1189]})
+
+What is asked for is made once and kept.
 """
 
 from __future__ import annotations
@@ -119,10 +121,11 @@ class Model:
                      **options) -> list[Dictionary]:
         """The regressions behind `dictionary`, one a layer, with their R²."""
         texts = None if texts is None else as_texts(texts)
-        marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else x
+        marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else repr(x)
                  for name, x in options.items()}
         text = "" if texts is None else "\0".join(texts)
-        key = (texts is None, hashlib.sha256(text.encode()).digest(), reads, *sorted(marks.items()))
+        key = (texts is None, hashlib.sha256(text.encode()).digest(), repr(reads),
+               *sorted(marks.items()))
         if key not in self._dictionaries:
             self._dictionaries[key] = fit_dictionaries(self, texts, reads, **options)
         return self._dictionaries[key]
@@ -161,7 +164,8 @@ def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
     `untrained`: the same architecture with random weights, drawn from `seed` (default 0): the
     control of what training wrote. `dtype`: "float16" halves the memory of SmolLM2, whose weights
     are stored so: they stay mapped in their file, and give the very numbers of "float32", a little
-    slower (see `compute_in_float32`). Raises ModelNotFound, which says what there is and what to do.
+    slower (see `compute_in_float32`). Raises ModelNotFound, which says what there is and what to
+    do.
     """
     name = models.known_name(name) or name
     if seed is not None and not untrained:

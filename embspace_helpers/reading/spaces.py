@@ -16,6 +16,7 @@ from torch import Tensor
 from embspace_helpers.reading.arrays import (
     all_finite,
     as_count,
+    as_mask,
     as_vector,
     as_vectors,
     gram,
@@ -81,13 +82,7 @@ class Space:
         return f"Space {self.name!r}: d = {self.d}, lists of {len(self.ids):,} tokens"
 
     def _keep_only(self, keep: Tensor) -> None:
-        mask, e = keep if isinstance(keep, Tensor | np.ndarray) else None, len(self.vocabulary)
-        if mask is None or tuple(mask.shape) != (e,) or "bool" not in str(mask.dtype):
-            given = (type(keep).__name__ if mask is None
-                     else f"{mask.dtype} of shape {tuple(mask.shape)}")
-            raise ValueError(f"keep must be a mask of shape ({e},), got {given}: "
-                             "Vocabulary.keep(...) makes one, of words with only=[...]")
-        keep = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+        keep = as_mask(keep, len(self.vocabulary))
         if not keep.any():
             raise ValueError("keep leaves no token: nothing can be listed")
         self.keep, self.ids = keep, keep.nonzero().squeeze(1)  # (e,), (e_kept,)
