@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from embspace_helpers.reading.arrays import all_finite, as_index
 from embspace_helpers.reading.architectures import Affine, affine, architecture_of
 from embspace_helpers.reading.factored import FactoredMatrix
+from embspace_helpers.reading.files import release
 
 
 GROUP_NAMES = {"K": "keys", "gate": "gate keys", "up": "up keys", "V": "values",
@@ -50,7 +51,10 @@ class Parameters:
         self.d_ff = affine(self.entry.value(self.blocks[0])).weight.shape[1]
         self.key_kinds = tuple(self.entry.keys(self.blocks[0]))
         self.groups = (*self.key_kinds, "V", "W_Q", "W_K", "W_V", "W_O")
-        bad = [name for name, p in model.named_parameters() if not all_finite(p)]
+        bad = []
+        for name, weights in model.named_parameters():
+            bad += [] if all_finite(weights) else [name]
+            release(weights)
         if bad:
             raise ValueError(f"weights are not finite (NaN or infinity) in {', '.join(bad[:3])}"
                              f"{' and more' if len(bad) > 3 else ''}: the file may be damaged")
@@ -249,6 +253,8 @@ class Parameters:
 
 def _float32(tensor: Tensor | None) -> Tensor | None:
     """The tensor without gradient; 16-bit numbers in float32, a copy."""
-    if tensor is None:
-        return None
-    return tensor.detach().float() if tensor.element_size() < 4 else tensor.detach()
+    if tensor is None or tensor.element_size() >= 4:
+        return None if tensor is None else tensor.detach()
+    copy = tensor.detach().float()
+    release(tensor)
+    return copy
