@@ -135,18 +135,18 @@ class _Sums:
                              "is left out)")
         x, d = self.x / self.n, len(self.xx)
         xx = self.xx - self.n * torch.outer(x, x)
-        ridged = xx + ridge * xx.trace() / d * torch.eye(d, dtype=xx.dtype)
-        factor, failed = torch.linalg.cholesky_ex(ridged)
+        weight = ridge * xx.trace() / d  # λ
+        factor, failed = torch.linalg.cholesky_ex(xx + weight * torch.eye(d, dtype=xx.dtype))
         if failed:
             raise ValueError(f"{self.n} positions do not fix {d} directions with ridge = {ridge}: "
                              "more text or a larger ridge does")
-        return [self._one(layer, x, xx, factor) for layer in range(len(self.xy))]
+        return [self._one(layer, x, weight, factor) for layer in range(len(self.xy))]
 
-    def _one(self, layer: int, x: Tensor, xx: Tensor, factor: Tensor) -> Dictionary:
+    def _one(self, layer: int, x: Tensor, weight: Tensor, factor: Tensor) -> Dictionary:
         xy = self.xy[layer] - torch.outer(x, self.y[layer])
         W = torch.cholesky_solve(xy, factor)  # (d, d)
         total = (self.yy[layer] - self.y[layer].square() / self.n).sum()
-        left = total - 2 * (W * xy).sum() + (W * (xx @ W)).sum()
+        left = total - (W * xy).sum() - weight * W.square().sum()  # as X.T X W = X.T Y - λ W
         return Dictionary(W.to(self.X.dtype), (1 - left / total).item(), self.n)
 
 
