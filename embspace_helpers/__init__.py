@@ -5,7 +5,8 @@
     smollm2 = load("smollm2")
     smollm2.space().table({"value": smollm2.parameters.V(29)[1189]})
 
-Four rooms, and arrows between them go one way; the ideas themselves are written out in the notebooks.
+Four rooms, and arrows between them go one way; the ideas themselves are written out in the
+notebooks.
 
 - `reading`: a model as words. `load` gives a `Model`: parameters, vocabulary, spaces, dictionaries
   and judge, on demand
@@ -28,7 +29,7 @@ _HOMES = {
     "load_classifier": "experiments.classifiers", "load_reviews": "classroom.reviews",
     "check": "classroom.exercises", "expect": "classroom.exercises",
 }
-__all__ = [*_HOMES]
+__all__ = list(_HOMES)
 
 # `python -m embspace_helpers.fetch` finds its command there; each command is a file of that folder.
 __path__.append(f"{__path__[0]}/workshop/commands")

@@ -26,7 +26,8 @@ class Searchable(Protocol):
         """Find the rows whose lists hold the words."""
 
 
-def look_up(atlas: Searchable, text: str, group: str | None = None, n: int = 6) -> pd.DataFrame | None:
+def look_up(atlas: Searchable, text: str, group: str | None = None,
+            n: int = 6) -> pd.DataFrame | None:
     """The n lists of an atlas with most of the words in `text`, parted by spaces or commas.
 
     `group`: of one group of parameters, default all. Says in a sentence what was searched, which

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -162,9 +162,9 @@ def capture(model: Model, texts: Sequence[str] | str, positions: int | None = 10
 
     `keep`: of states, keys, neurons, values, subheads, those that are wanted. `length`: tokens
     per text. `skip`: leave out the first so many positions of each text. `layers`: default all.
-    Memory beyond the model: a forward pass of `batch` texts, and positions x layers x what is kept. Texts run in order of
-    their length, which matters to hooks of your own. Raises ValueError for an unknown name in
-    `keep` or texts without positions.
+    Memory beyond the model: a forward pass of `batch` texts, and positions x layers x what is
+    kept. Texts run in order of their length, which matters to hooks of your own. Raises ValueError
+    for an unknown name in `keep` or texts without positions.
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if unknown := [name for name in keep if name not in KEPT]:
@@ -206,7 +206,8 @@ class _Keepers:
     """
 
     def __init__(self, model: Model, keep: Sequence[str], places: Tensor, layers: Sequence[int]):
-        self.places, self.found = places, {}
+        self.places = places
+        self.found: dict[str, Tensor] = {}
         p, blocks = model.parameters, [model.parameters.blocks[i] for i in layers]
         values = [p.values_of(i) for i in layers] if "values" in keep else []
         kinds = {kind: [p.entry.keys(b)[kind] for b in blocks] for kind in p.key_kinds}
@@ -228,7 +229,7 @@ class _Keepers:
         self.at = torch.cat(at)
 
     def _keeper(self, name: str, i: int) -> Hook:
-        def hook(module, inputs, output=None):
+        def hook(module: nn.Module, inputs: tuple, output: Any = None) -> None:
             tensor = inputs if output is None else output
             tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, w)
             tensor = tensor[..., self.columns] if name == "values" else tensor
@@ -256,7 +257,7 @@ def set_neurons(model: Model, layer: int, row: Tensor, position: Tensor, neuron:
     row, position, neuron = _indices(row, position, neuron)
     _check_numbers("neuron", neuron, p.d_ff)
 
-    def hook(module, inputs):
+    def hook(module: nn.Module, inputs: tuple) -> tuple:
         changed = inputs[0].clone()  # (batch, positions, d_ff)
         changed[row, position, neuron] = torch.as_tensor(value, dtype=changed.dtype,
                                                       device=changed.device)
@@ -280,7 +281,7 @@ def set_values(model: Model, layer: int, row: Tensor, position: Tensor, head: Te
     _check_numbers("key-value head", head, p.H_kv)
     module, columns = p.values_of(layer)
 
-    def hook(module, inputs, output):
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         changed = output.clone()
         place = columns.start + head[:, None] * p.d_h + torch.arange(p.d_h)  # (m, d_h)
         changed[row[:, None], position[:, None], place] = torch.as_tensor(

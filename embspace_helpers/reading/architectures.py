@@ -101,7 +101,6 @@ def _bert_positions(table: nn.Embedding) -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
-
 def architecture_of(model: nn.Module) -> tuple[str, Architecture]:
     """Return (name, table entry) for a `transformers` model; ValueError if the table has none."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -110,4 +109,5 @@ def architecture_of(model: nn.Module) -> tuple[str, Architecture]:
             return name, entry
     known = ", ".join(t for entry in ARCHITECTURES.values() for t in entry.model_types)
     raise ValueError(f"no architecture entry for model type {kind!r}: the table in "
-                     f"embspace_helpers/reading/architectures.py knows {known}; a new family is one entry")
+                     f"embspace_helpers/reading/architectures.py knows {known}; a new family is "
+                     "one entry")

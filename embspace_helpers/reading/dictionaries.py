@@ -18,10 +18,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from embspace_helpers.reading.activations import BAR_AFTER, Tokens, hooked, padded, run, tokenize
+from embspace_helpers.reading.activations import (
+    BAR_AFTER,
+    Hook,
+    Tokens,
+    hooked,
+    padded,
+    run,
+    tokenize,
+)
 from embspace_helpers.reading.arrays import as_count, as_mask, one_thread
 from embspace_helpers.reading.spaces import Space
 
@@ -89,17 +97,20 @@ class _Sums:
 
     def __init__(self, model: Model, reads: str):
         p = model.parameters
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, p.d, dtype=torch.float64)
+
         self.E_T, self.readers = p.E.T, [p.reader(i, reads) for i in range(p.L)]  # (e, d)
-        zeros = lambda *shape: torch.zeros(*shape, p.d, dtype=torch.float64)  # noqa: E731
         self.n, self.x, self.xx = 0, zeros(), zeros(p.d)
         self.seen = torch.zeros(p.e, dtype=torch.bool)
         self.y, self.yy, self.xy = zeros(p.L), zeros(p.L), [zeros(p.d) for _ in range(p.L)]
         self.centre = self.E_T.mean(0)  # taken off first: sums of small numbers lose less
 
-    def hooks(self):
+    def hooks(self) -> list[tuple[nn.Module, Hook, bool]]:
         """One hook a layer, on the input of the module that reads."""
-        def keeper(layer):
-            def hook(module, inputs):
+        def keeper(layer: int) -> Hook:
+            def hook(module: nn.Module, inputs: tuple) -> None:
                 y = inputs[0].detach().flatten(0, 1)[self.places].to(self.X.dtype)  # (n, d)
                 self.y[layer] += y.sum(0, dtype=torch.float64)
                 self.yy[layer] += y.square().sum(0, dtype=torch.float64)
@@ -107,7 +118,8 @@ class _Sums:
             return hook
         return [(module, keeper(layer), True) for layer, module in enumerate(self.readers)]
 
-    def expect(self, rows: Tokens, only: Tensor | None, generator, last: bool) -> int:
+    def expect(self, rows: Tokens, only: Tensor | None, generator: torch.Generator | None,
+               last: bool) -> int:
         """Say which rows run next; returns how many of their positions are used."""
         ids, mask = padded(rows)
         used = mask.bool()
@@ -158,8 +170,8 @@ def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None
     of the states, as F is of E); those with less than a thousandth of the largest deviation, as
     the one that a LayerNorm leaves empty, stay behind. Centring takes b off: the map is W.T alone.
     """
-    space = Space(model.parameters.E, model.vocabulary, found.W.T.contiguous(), True, keep, name,
-                  model.sums)
+    turned = found.W.T.contiguous()
+    space = Space(model.parameters.E, model.vocabulary, turned, True, keep, name, model.sums)
     if whitened:
         mean = space.mean.double()
         centred = model.sums.gram - model.parameters.e * torch.outer(mean, mean)
@@ -168,5 +180,5 @@ def dictionary_space(model: Model, found: Dictionary, keep: Tensor | None = None
             variances, U = torch.linalg.eigh(states)
         floor = 1e-6 * variances.max()
         whitening = (U * variances.clamp_min(floor).rsqrt()) @ U.T
-        space.map = whitening.to(space.map.dtype) @ space.map
+        space.map = whitening.to(turned.dtype) @ turned
     return space

@@ -5,7 +5,8 @@ are (e, e), 10 GB for one head of GPT-2 (Dar et al., 2023, section 3). All that 
 here comes from the factors.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class FactoredMatrix:
 
     def __matmul__(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
         """W @ other: a vector (n,) gives a vector (m,), a matrix (n, k) a FactoredMatrix (m, k)."""
-        other = self._as_factor(other)
+        other = other if isinstance(other, FactoredMatrix) else self._as_tensor(other)
         self._check_inner(self.shape, tuple(other.shape))
         if isinstance(other, FactoredMatrix):
             core = self.right @ other.left  # (r, r')
@@ -82,14 +83,15 @@ class FactoredMatrix:
 
     def __rmatmul__(self, other: Tensor) -> "Tensor | FactoredMatrix":
         """Other @ W: a vector (m,) gives a vector (n,), a matrix (k, m) a FactoredMatrix (k, n)."""
-        other = self._as_factor(other)
+        other = self._as_tensor(other)
         self._check_inner(tuple(other.shape), self.shape)
         if other.ndim == 1:
             return (other @ self.left) @ self.right
         return FactoredMatrix(other @ self.left, self.right)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Callable[..., Any], types: Sequence[type],
+                           args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Torch asks here before it multiplies: `tensor @ W` is W's own affair."""
         if func in (Tensor.matmul, Tensor.__matmul__, torch.matmul) and isinstance(args[0], Tensor):
             return args[1].__rmatmul__(args[0])
@@ -99,9 +101,7 @@ class FactoredMatrix:
         """One row of the matrix, (n,)."""
         return self.left[as_index(row, self.shape[0], "row")] @ self.right
 
-    def _as_factor(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
-        if isinstance(other, FactoredMatrix):
-            return other
+    def _as_tensor(self, other: Tensor) -> Tensor:
         try:
             other = other if isinstance(other, Tensor) else torch.from_numpy(np.array(other))
             return other.to(self.left.dtype)

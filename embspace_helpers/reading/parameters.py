@@ -13,11 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from embspace_helpers.reading.arrays import all_finite, as_index
 from embspace_helpers.reading.architectures import Affine, affine, architecture_of
+from embspace_helpers.reading.arrays import all_finite, as_index
 from embspace_helpers.reading.factored import FactoredMatrix
 from embspace_helpers.reading.files import release
-
 
 GROUP_NAMES = {"K": "keys", "gate": "gate keys", "up": "up keys", "V": "values",
                "W_Q": "query subheads", "W_K": "key subheads", "W_V": "value subheads",
@@ -30,8 +29,9 @@ class Parameters:
     `E` (d, e) are the input embeddings, `E_out` (d, e) the output embeddings: the same tensor if
     `tied` (or if the model has none, as a bare encoder). E_out turns the last state, behind the
     final norm, into logits; but BERT's masked-LM head, a dense layer, GELU and a norm that are not
-    shown here, stands between the last state and E_out. Attributes: sizes `d`, `e`, `L`, `H`, `H_kv` (key-value heads), `d_h`, `d_ff`; `key_kinds`, ("K",) or ("gate", "up");
-    `groups`, every name that `vectors` takes; `blocks`, the L layers, modules to hook.
+    shown here, stands between the last state and E_out. Attributes: sizes `d`, `e`, `L`, `H`,
+    `H_kv` (key-value heads), `d_h`, `d_ff`; `key_kinds`, ("K",) or ("gate", "up"); `groups`, every
+    name that `vectors` takes; `blocks`, the L layers, modules to hook.
 
     Raises ValueError for an architecture outside the table or for weights that are not finite.
     """
@@ -88,8 +88,8 @@ class Parameters:
         return self.fold(weight, self.ff_norm(layer)) if fold_norm else weight
 
     def b_K(self, layer: int, kind: str | None = None) -> Tensor | None:
-        """Bias of the FF keys, (d_ff,), or None. (Not that of attention keys, of W_K.)"""
-        return _float32(self._keys(layer, kind).bias)
+        """Bias of the FF keys (not of the attention keys, W_K), (d_ff,), or None."""
+        return _bias(self._keys(layer, kind))
 
     def V(self, layer: int) -> Tensor:
         """FF values, (d_ff, d): row i is what neuron i writes."""
@@ -97,7 +97,7 @@ class Parameters:
 
     def b_V(self, layer: int) -> Tensor | None:
         """Bias of the FF values, (d,), or None: what the FF block writes whatever it reads."""
-        return _float32(self.entry.value(self._block(layer)).bias)
+        return _bias(self.entry.value(self._block(layer)))
 
     # ---- attention
 
@@ -121,7 +121,7 @@ class Parameters:
 
     def b_O(self, layer: int) -> Tensor | None:
         """Bias of the attention block's output, (d,), or None."""
-        return _float32(self.entry.output(self._block(layer)).bias)
+        return _bias(self.entry.output(self._block(layer)))
 
     def W_QK(self, layer: int, head: int, fold_norm: bool = False) -> FactoredMatrix:
         """The interaction matrix W_Q W_K.T of a head, (d, d), factored.
@@ -164,7 +164,8 @@ class Parameters:
 
         Of grouped heads, H counts key-value heads for "W_K" and "W_V", else query heads.
         """
-        index = as_index(index, len(self.vectors(group, layer)), "row", f" in {group}, layer {layer}")
+        rows = len(self.vectors(group, layer))
+        index = as_index(index, rows, "row", f" in {group}, layer {layer}")
         if group in (*self.key_kinds, "V"):
             return f"L{layer}N{index}"
         return f"L{layer}H{index // self.d_h}S{index % self.d_h}"
@@ -251,10 +252,15 @@ class Parameters:
         return weight.transpose(-1, -2)  # (heads, d, d_h) or (d, d_h)
 
 
-def _float32(tensor: Tensor | None) -> Tensor | None:
+def _bias(module: nn.Module | Affine) -> Tensor | None:
+    """The bias of a module, as `_float32` gives it, or None."""
+    return None if module.bias is None else _float32(module.bias)
+
+
+def _float32(tensor: Tensor) -> Tensor:
     """The tensor without gradient; 16-bit numbers in float32, a copy."""
-    if tensor is None or tensor.element_size() >= 4:
-        return None if tensor is None else tensor.detach()
+    if tensor.element_size() >= 4:
+        return tensor.detach()
     copy = tensor.detach().float()
     release(tensor)
     return copy

@@ -27,7 +27,8 @@ class WordTable:
         rows = "".join(
             "<tr>" + "".join(
                 '<td style="text-align:left;padding:1px 14px 1px 4px">'
-                f'{html.escape(word)} <span style="opacity:.55;font-size:85%">{score:.1f}</span></td>'
+                f'{html.escape(word)} <span style="opacity:.55;font-size:85%">{score:.1f}</span>'
+                "</td>"
                 for word, score in row) + "</tr>"
             for row in zip(*self.columns.values()))
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""

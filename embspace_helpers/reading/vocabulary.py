@@ -4,6 +4,8 @@
 SentencePiece `▁`) into readable strings and builds the masks (e,) that lists are filtered with.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -12,6 +14,7 @@ from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,23 +22,27 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from embspace_helpers.reading.arrays import as_count
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")  # place-holders that were never trained
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's pieces for single bytes
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Vocabulary:
-    """The tokens of a tokenizer, ids 0 to e - 1.
+    r"""The tokens of a tokenizer, ids 0 to e - 1.
 
     `texts[i]` is the token's bare text ("movie", "ing"), `starts_word[i]` says whether a word
     begins with it, `shown[i]` is what tables print: `movie`, or `-ing` for a piece that goes on a
-    word, `<E2>` for bytes that are no text, `\\n` for a line end.
+    word, `<E2>` for bytes that are no text, `\n` for a line end.
 
     `size`: e of the model where its embedding has more columns than the tokenizer has tokens.
     `counts`: how often each token occurs in a corpus, (e,), for `min_count`.
     """
 
-    def __init__(self, tokenizer, size: int | None = None, counts: Iterable[int] | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None,
+                 counts: Iterable[int] | None = None):
         self.size = size or len(tokenizer)
         raw = tokenizer.convert_ids_to_tokens(range(min(self.size, len(tokenizer))))
         raw += [None] * (self.size - len(raw))
@@ -122,14 +129,14 @@ class Vocabulary:
         ])
         if classroom:
             kept &= self._fit
-        if min_count:
+        if self.counts is not None:
             kept &= self.counts >= min_count
         if not kept.any():
             raise ValueError("no token passes this filter: loosen it")
         return kept
 
 
-def load_vocabulary(model, tokenizer) -> Vocabulary:
+def load_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """Return the vocabulary of a loaded model, with the corpus counts of a bundled one."""
     counts = Path(model.config._name_or_path) / "token_counts.json"
     return Vocabulary(tokenizer, size=model.config.vocab_size,
@@ -184,8 +191,9 @@ def _coarse_digests() -> frozenset[str]:
 
 def _marker(raw: list[str | None]) -> str:
     """Tell the kind of a tokenizer by the mark its pieces carry."""
-    marks = {mark: sum(p is not None and p.startswith(mark) for p in raw) for mark in ("Ġ", "##", "▁")}
-    best = max(marks, key=marks.get)
+    marks = {mark: sum(p is not None and p.startswith(mark) for p in raw)
+             for mark in ("Ġ", "##", "▁")}
+    best = max(marks, key=lambda mark: marks[mark])
     return best if marks[best] else ""
 
 

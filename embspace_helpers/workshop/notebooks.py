@@ -110,7 +110,7 @@ def _read_exercise(cells: list[NotebookNode], start: int) -> Exercise:
 
 
 def _refuse_no_function(solution: str, index: int) -> None:
-    """Raise ValueError unless a solution defines functions: their bodies are what is to be written."""
+    """Raise ValueError unless a solution defines functions: their bodies are to be written."""
     try:
         functions = _functions(solution)
     except SyntaxError as error:
@@ -182,7 +182,8 @@ def execute(nb: NotebookNode, folder: Path) -> tuple[float, float | None]:
                 client.execute_cell(cell, index, execution_count=number + 1)
             except (CellExecutionError, DeadKernelError) as error:
                 raise RuntimeError(f"Cell {number}: {error}") from error
-        mib = peak_memory(client.km.provisioner.pid)
+        pid = getattr(client.km and client.km.provisioner, "pid", None)
+        mib = None if pid is None else peak_memory(pid)
     return time.perf_counter() - start, mib
 
 
