@@ -9,11 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from embspace_helpers import FactoredMatrix, Model, capture, load, load_atlas, load_classifier
-from embspace_helpers import load_reviews, set_neurons, word_pairs
+from embspace_helpers import (
+    FactoredMatrix,
+    Model,
+    capture,
+    load,
+    load_atlas,
+    load_classifier,
+    load_reviews,
+    set_neurons,
+    word_pairs,
+)
 from embspace_helpers.experiments.ablation import ablate_neurons
 from embspace_helpers.experiments.atlas import build_atlas
-from embspace_helpers.experiments.classifiers import Classifier, Recipe, accuracy, fine_tune, predict
+from embspace_helpers.experiments.classifiers import (
+    Classifier,
+    Recipe,
+    accuracy,
+    fine_tune,
+    predict,
+)
 from embspace_helpers.experiments.controls import random_directions, share_above, shuffled
 from embspace_helpers.experiments.displacement import displacement
 from embspace_helpers.experiments.overlap import active_lists
@@ -249,7 +264,8 @@ ACCEPTED = [
     (lambda t: t.v.id(" movie"), lambda t: t.v.id("movie")),
     (lambda t: t.v.ids("movie"), lambda t: [t.v.id("movie")]),
     (lambda t: t.v.keep(only="movie").tolist(), lambda t: t.v.keep(only=["movie"]).tolist()),
-    (lambda t: capture(t.a, TEXT[0]).token.tolist(), lambda t: capture(t.a, TEXT[:1]).token.tolist()),
+    (lambda t: capture(t.a, TEXT[0]).token.tolist(),
+     lambda t: capture(t.a, TEXT[:1]).token.tolist()),
     (lambda t: capture(t.a, tuple(TEXT), keep="states").neurons, lambda t: None),
     (lambda t: t.atlas.search(["film", "story"], n=2).index.tolist(),
      lambda t: t.atlas.search("film", "story", n=2).index.tolist()),

@@ -47,7 +47,7 @@ def parts(box):
 
 def test_the_box_offers_the_groups_that_a_model_has():
     atlases = {"encoder": Atlas(("K", "V")), "decoder": Atlas(("V", "gate", "up"))}
-    words, names, groups, _ = parts(search_box(atlases, "sea"))
+    _, names, groups, _ = parts(search_box(atlases, "sea"))
     assert set(groups.options) == {"K", "V"} and groups.value == "V"
     names.value = "decoder"
     assert set(groups.options) == {"V", "gate", "up"} and groups.value == "V"
@@ -79,5 +79,9 @@ def test_many_values_are_typed_few_are_slid():
 
 def test_without_a_default_the_first_value_is_taken():
     seen = []
-    try_any(lambda head: seen.append(head), head=(2, 5))
+
+    def report(head):
+        seen.append(head)
+
+    try_any(report, head=(2, 5))
     assert seen == [2]

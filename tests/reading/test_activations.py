@@ -2,14 +2,21 @@
 
 import pytest
 import torch
+from tiny_models import MODELS, NORM_FIRST, tiny
 from transformers.activations import ACT2FN
 
-from embspace_helpers.reading.activations import (capture, tokenize, final_states, hooked, sample_places,
-                                          set_neurons, set_values)
+from embspace_helpers.reading.activations import (
+    capture,
+    final_states,
+    hooked,
+    sample_places,
+    set_neurons,
+    set_values,
+    tokenize,
+)
 from embspace_helpers.reading.architectures import affine
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.parameters import Parameters
-from tiny_models import MODELS, NORM_FIRST, tiny
 
 TEXTS = ["1 2 3 4 5 6", "7 8 9", "3 1 4 1 5 9 2 6 5"]
 
@@ -85,7 +92,8 @@ def test_the_last_state_of_an_encoder(kind):
     model, record = tiny(kind), run(kind)
     for t, text in enumerate(TEXTS):
         ids = torch.tensor([[int(w) for w in text.split()]])
-        close(record.states[1][record.text == t], model.base_model(ids).last_hidden_state[0].detach())
+        expected = model.base_model(ids).last_hidden_state[0].detach()
+        close(record.states[1][record.text == t], expected)
 
 
 def test_batches_and_samples_change_nothing(kind):
@@ -138,7 +146,7 @@ def test_a_text_of_all_positions_can_be_run_and_no_longer_one(kind, most):
     model(torch.tensor([row]))
     if kind != "llama":  # rotary positions go on
         with pytest.raises((IndexError, RuntimeError)):
-            model(torch.tensor([row + [7]]))
+            model(torch.tensor([[*row, 7]]))
 
 
 @pytest.mark.parametrize("texts, message", [
@@ -158,9 +166,8 @@ def test_hooks_are_removed_even_after_an_error():
     with pytest.raises(RuntimeError, match="in the hook"), hooked([(module, fail, False),
                                                                   (module, fail, True)]):
         model(torch.tensor([[1, 2]]))
-    p = Parameters(model)
-    one = torch.tensor([0])
-    with pytest.raises(IndexError), set_neurons(as_read(model), 0, one, torch.tensor([99]), one, 0.0):
+    one, far = torch.tensor([0]), torch.tensor([99])
+    with pytest.raises(IndexError), set_neurons(as_read(model), 0, one, far, one, 0.0):
         model(torch.tensor([[1, 2]]))
     with pytest.raises(ValueError, match="batch = 0"):
         capture(as_read(model), ["1 2", "1 39"], batch=0)
@@ -176,12 +183,12 @@ def test_neurons_and_heads_that_do_not_exist(number):
     model = tiny("gpt2")
     p, one = Parameters(model), torch.tensor([0])
     wrong = torch.tensor([number])
-    with pytest.raises(ValueError, match=f"neurons are 0 to {p.d_ff - 1}, but .{number}. were"):
-        with set_neurons(as_read(model), 0, one, one, wrong, 0.0):
-            pass
-    with pytest.raises(ValueError, match=f"key-value heads are 0 to {p.H_kv - 1}, but"):
-        with set_values(as_read(model), 0, one, one, number):
-            pass
+    with (pytest.raises(ValueError, match=f"neurons are 0 to {p.d_ff - 1}, but .{number}. were"),
+          set_neurons(as_read(model), 0, one, one, wrong, 0.0)):
+        pass
+    with (pytest.raises(ValueError, match=f"key-value heads are 0 to {p.H_kv - 1}, but"),
+          set_values(as_read(model), 0, one, one, number)):
+        pass
 
 
 @pytest.mark.parametrize("positions, skip", [(0, 0), (-5, 0), (3, -1)])
@@ -229,7 +236,6 @@ def test_a_head_whose_values_are_zero_moves_nothing(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_value_is_missed_only_from_its_place_on(kind):
     model, before = tiny(kind), run(kind, batch=3)
-    p = Parameters(model)
     with set_values(as_read(model), 0, torch.tensor([2]), torch.tensor([4]), torch.tensor([0])):
         after = run_model(model)
     moved = (after.subheads[0] - before.subheads[0]).abs().amax(1)
@@ -247,11 +253,12 @@ def test_final_states_give_the_logits_with_and_without_a_change(kind):
     neuron = torch.tensor([2, 9, 4])
 
     def off(chosen):
-        return set_neurons(as_read(model), 1, torch.arange(len(chosen)), place[chosen], neuron[chosen], 0.0)
+        rows = torch.arange(len(chosen))
+        return set_neurons(as_read(model), 1, rows, place[chosen], neuron[chosen], 0.0)
 
     changed = final_states(as_read(model), ids, place, off, batch=2)
     for i, row in enumerate(ids):
-        with set_neurons(as_read(model), 1, torch.tensor([0]), place[i : i + 1], neuron[i : i + 1], 0.0):
+        with set_neurons(as_read(model), 1, 0, place[i], neuron[i], 0.0):
             close(changed[i] @ p.E_out, model(torch.tensor([row])).logits[0, place[i]].detach())
     assert (changed - plain).abs().amax(1).min() > 1e-4
 

@@ -6,11 +6,11 @@ in the table of architectures cannot agree with itself.
 
 import pytest
 import torch
+from tiny_models import MODELS, tiny
 
 from embspace_helpers.experiments.controls import mixtures, random_directions
 from embspace_helpers.reading.dictionaries import dictionary_space, fit_dictionaries
 from embspace_helpers.reading.model import Model
-from tiny_models import MODELS, tiny
 
 LLAMA = {"ff": "layers.{}.mlp.gate_proj", "attention": "layers.{}.self_attn.q_proj"}
 BERT = {"ff": "encoder.layer.{}.intermediate.dense",

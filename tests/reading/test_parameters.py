@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import BERT, MODELS, NORM_FIRST, tiny
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 from transformers.activations import ACT2FN
@@ -16,7 +17,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from embspace_helpers.reading.architectures import ARCHITECTURES, architecture_of
 from embspace_helpers.reading.parameters import Parameters
-from tiny_models import BERT, MODELS, NORM_FIRST, tiny
 
 GPT2_PATHS = {"ff": "h.{}.mlp", "attention": "h.{}.attn", "fused": "h.{}.attn.c_attn",
               "attention_in": "h.{}.ln_1", "ff_in": "h.{}.ln_2", "K": "h.{}.mlp.c_fc",

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from tiny_models import MODELS, tiny
 
 from embspace_helpers.reading.parameters import Parameters
 from embspace_helpers.reading.precision import compute_in_float32
-from tiny_models import MODELS, tiny
 
 
 @pytest.mark.parametrize("kind", MODELS)

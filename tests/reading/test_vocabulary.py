@@ -11,7 +11,13 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from embspace_helpers.reading.vocabulary import Vocabulary, is_coarse, load_vocabulary, shared_words, valence
+from embspace_helpers.reading.vocabulary import (
+    Vocabulary,
+    is_coarse,
+    load_vocabulary,
+    shared_words,
+    valence,
+)
 
 BYTE_LEVEL = ["<|endoftext|>", "Ġ", "Ċ", "â", "Ġmovie", "movie", "ing", "Ġcaf\u00c3\u00a9", "ĠThe",
               "Ġthe", "Ġof", "Ġ1990", "!", "ĠĠ", "##", "Ġarse", "Arse", "Ġ(", "Ġmovies", "ĉx",

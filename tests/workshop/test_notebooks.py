@@ -9,7 +9,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from embspace_helpers.workshop.notebooks import main, peak_memory, read_exercises, to_text, write_stubs
+from embspace_helpers.workshop.notebooks import (
+    main,
+    peak_memory,
+    read_exercises,
+    to_text,
+    write_stubs,
+)
 
 CONFIG = Path(__file__).parents[2] / "pyproject.toml"
 SOLUTION = """<details><summary>Solution to exercise 1.2</summary>
@@ -55,7 +61,8 @@ def run_pytest(path: Path, *options: str, **env: str) -> subprocess.CompletedPro
 
 
 def test_a_stub_keeps_docstrings_imports_and_every_function():
-    solved = ('import math\n\n\ndef one(x):\n    """Say what."""\n    y = math.sqrt(x)\n    return y\n\n\n'
+    solved = ('import math\n\n\ndef one(x):\n    """Say what."""\n'
+              "    y = math.sqrt(x)\n    return y\n\n\n"
               "def two(x,\n        y):\n    if x:\n        return y\n    return x")
     stub = 'raise NotImplementedError("Exercise 1.2: your code here")'
     nb = write_stubs(new_notebook(cells=exercise(
@@ -81,7 +88,8 @@ def test_stub_is_made_from_the_solution():
         (exercise(solution=SOLUTION.replace("python", "")), "has one ```python block"),
         (exercise(check=CHECK.replace("1.2", "1.3")), 'cell 2: it should say: with check("Ex'),
         (exercise(solution=SOLUTION.replace("def double", "x = double")), "is no Python"),
-        (exercise(solution=SOLUTION.replace("def double(x: float) -> float:\n    return", "double =")),
+        (exercise(solution=SOLUTION.replace("def double(x: float) -> float:\n    return",
+                                            "double =")),
          "no function whose body"),
         (exercise(solution=SOLUTION.replace("return 2 * x", '"""Twice."""')), "has no body"),
     ],
