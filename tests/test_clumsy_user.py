@@ -34,8 +34,8 @@ from embspace_helpers.experiments.displacement import displacement
 from embspace_helpers.experiments.overlap import active_lists
 from embspace_helpers.experiments.statistics import bootstrap_interval, jaccard_at_k
 from embspace_helpers.reading.activations import final_states, set_values
-from embspace_helpers.reading.models import load_model
 from embspace_helpers.reading.pairs import copying_score
+from embspace_helpers.reading.sources import load_model
 from embspace_helpers.reading.spaces import keep_k
 
 TEXT = ["This movie was good .", "A story of love and of war ."]

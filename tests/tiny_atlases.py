@@ -53,6 +53,6 @@ def tiny_twins(folder, patch):
     """Tiny twins in the place of the bundled ones, with an empty cache folder beside them."""
     for seed, name in enumerate(("twin-a", "twin-b")):
         save_twin(folder / "bundled", name, seed)
-    patch.setattr("embspace_helpers.reading.models.BUNDLED", folder / "bundled")
+    patch.setattr("embspace_helpers.reading.sources.BUNDLED", folder / "bundled")
     patch.setenv("EMBSPACE_CACHE", str(folder / "cache"))
     return folder / "bundled"

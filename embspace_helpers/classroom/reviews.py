@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from embspace_helpers.reading.loading import checked_seed, shown
+from embspace_helpers.reading.weights import checked_seed, shown
 
 HUB_NAME = "stanfordnlp/imdb"
 SPLITS = ("train", "test", "unsupervised")

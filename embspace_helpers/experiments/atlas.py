@@ -27,7 +27,8 @@ from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_vec
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.judge import JUDGES
 from embspace_helpers.reading.model import Model, load
-from embspace_helpers.reading.models import (
+from embspace_helpers.reading.ranking import top_k
+from embspace_helpers.reading.sources import (
     cache_folder,
     fingerprint,
     hub_errors,
@@ -35,7 +36,6 @@ from embspace_helpers.reading.models import (
     locate,
     quiet,
 )
-from embspace_helpers.reading.ranking import top_k
 from embspace_helpers.reading.tables import WordTable
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary
 

@@ -27,7 +27,7 @@ from embspace_helpers.reading.activations import BAR_AFTER, padded, tokenize
 from embspace_helpers.reading.arrays import as_model
 from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.model import Model, load
-from embspace_helpers.reading.models import (
+from embspace_helpers.reading.sources import (
     BUNDLED,
     DATA,
     ModelNotFound,

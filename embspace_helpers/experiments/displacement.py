@@ -16,8 +16,8 @@ from torch import Tensor
 from embspace_helpers.experiments.controls import share_above
 from embspace_helpers.reading.arrays import as_count, as_model, one_thread
 from embspace_helpers.reading.model import Model
-from embspace_helpers.reading.models import DATA
 from embspace_helpers.reading.parameters import Parameters
+from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.spaces import Space
 
 SEPARATION, DIRECTIONS = DATA / "separation.csv", DATA / "directions.csv"

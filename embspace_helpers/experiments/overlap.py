@@ -19,9 +19,9 @@ from embspace_helpers.experiments.statistics import group_interval, overlap_at_k
 from embspace_helpers.reading.activations import ActivationCache
 from embspace_helpers.reading.arrays import as_count
 from embspace_helpers.reading.model import Model
-from embspace_helpers.reading.models import DATA
 from embspace_helpers.reading.parameters import GROUP_NAMES
 from embspace_helpers.reading.ranking import top_k
+from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.spaces import Space
 from embspace_helpers.reading.vocabulary import Vocabulary
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embspace_helpers.reading import models
+from embspace_helpers.reading import sources
 from embspace_helpers.reading.activations import Tokens, tokenize
 from embspace_helpers.reading.arrays import as_index, as_model, as_texts
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
@@ -167,14 +167,14 @@ def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
     slower (see `compute_in_float32`). Raises ModelNotFound, which says what there is and what to
     do.
     """
-    name = models.known_name(name) or name
+    name = sources.known_name(name) or name
     if seed is not None and not untrained:
         raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, "
                          f"untrained=True, seed={seed})")
     if untrained:
-        model, tokenizer = models.load_untrained(name, seed or 0, dtype)
+        model, tokenizer = sources.load_untrained(name, seed or 0, dtype)
         return Model(compute_in_float32(model), tokenizer, f"{name}, untrained")
-    model, tokenizer = models.load_model(name, dtype)
+    model, tokenizer = sources.load_model(name, dtype)
     found = Model(compute_in_float32(model), tokenizer, str(name))
     found.source = found.name
     return found

@@ -5,7 +5,7 @@ import sys
 import time
 
 from embspace_helpers.experiments.atlas import atlas_path, load_atlas
-from embspace_helpers.reading.models import ModelNotFound, model_names
+from embspace_helpers.reading.sources import ModelNotFound, model_names
 
 
 def main(arguments: list[str] | None = None) -> None:

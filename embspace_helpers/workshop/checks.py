@@ -222,7 +222,7 @@ def container_memory(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 def disk() -> str:
     """The cache folder can be written and has room."""
-    from embspace_helpers.reading.models import cache_folder
+    from embspace_helpers.reading.sources import cache_folder
 
     folder = cache_folder()
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

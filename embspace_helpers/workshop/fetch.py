@@ -25,7 +25,14 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from embspace_helpers.reading.models import FETCH, MANIFEST, cache_folder, damage, load_model, quiet
+from embspace_helpers.reading.sources import (
+    FETCH,
+    MANIFEST,
+    cache_folder,
+    damage,
+    load_model,
+    quiet,
+)
 
 CHUNK = 1 << 20  # bytes
 

@@ -37,7 +37,7 @@ from embspace_helpers.experiments.displacement import (
 from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.reading.arrays import one_thread
 from embspace_helpers.reading.model import load
-from embspace_helpers.reading.models import DATA
+from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.vocabulary import valence
 
 RANKS = (1, 2, 4, 8, 16)

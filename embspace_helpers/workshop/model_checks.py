@@ -80,7 +80,7 @@ def bundled_models() -> str:
 
 def fetched_model(name: str) -> str:
     """A fetched model is in the cache folder, every file as it was made."""
-    from embspace_helpers.reading.models import MANIFEST, cache_folder, damage
+    from embspace_helpers.reading.sources import MANIFEST, cache_folder, damage
     from embspace_helpers.workshop.fetch import changed
 
     folder = cache_folder() / name
@@ -133,8 +133,8 @@ def sentences(name: str) -> Iterator[None]:
 
 def first_words(name: str, layer: int, neuron: int, n: int = 8) -> list[str]:
     """First words of a feed-forward value vector, read with the model's embedding."""
-    from embspace_helpers.reading.models import load_model
     from embspace_helpers.reading.parameters import Parameters
+    from embspace_helpers.reading.sources import load_model
 
     with sentences(name):
         model, tokenizer = load_model(name)
@@ -161,7 +161,7 @@ def offline() -> str:
     """Every model's configuration and tokenizer load with the network closed."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from embspace_helpers.reading.models import locate, model_names
+    from embspace_helpers.reading.sources import locate, model_names
 
     for name in model_names():
         with network_closed(f"loading {name}"), sentences(name):

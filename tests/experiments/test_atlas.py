@@ -14,9 +14,9 @@ from embspace_helpers import Model, load
 from embspace_helpers.experiments import atlas
 from embspace_helpers.experiments.atlas import Atlas, Hits, build_atlas, load_atlas, read_atlas
 from embspace_helpers.experiments.atlas_lists import group_vectors
-from embspace_helpers.reading import models
+from embspace_helpers.reading import sources
 from embspace_helpers.reading.judge import JUDGES, Judge
-from embspace_helpers.reading.models import ModelNotFound, fingerprint
+from embspace_helpers.reading.sources import ModelNotFound, fingerprint
 
 # `like` computes in 32 bits: sums of 144 products, each off by 6e-8.
 FLOAT32 = 1e-5
@@ -380,7 +380,7 @@ def test_a_model_that_is_given_or_an_atlas_that_is_there_loads_no_weights(twins,
     model = load("twin-a")
     monkeypatch.setattr(atlas, "load", None)
     expected = load_atlas(model)  # this one loads the judge
-    monkeypatch.setattr(models, "load_model", None)
+    monkeypatch.setattr(sources, "load_model", None)
     same(load_atlas("twin-a"), expected)
     assert load_atlas("twin-a").vocabulary.shown == model.vocabulary.shown
     assert load_atlas(model).vocabulary is model.vocabulary
@@ -470,7 +470,7 @@ def test_fingerprints_of_folders_and_files(twins, tmp_path):
 
 
 def test_the_judge_of_a_twin_is_notebook_01s():
-    assert set(JUDGES) == set(models.MODELS)
+    assert set(JUDGES) == set(sources.MODELS)
     model = load("twin-a")
     ids = model.vocabulary.keep(whole_words=True, min_count=200).nonzero().squeeze(1)
     expected = Judge(load("twin-b").parameters.E, ids, len(model.vocabulary))

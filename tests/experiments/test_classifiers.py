@@ -24,7 +24,7 @@ from embspace_helpers.experiments.classifiers import (
     save_changes,
 )
 from embspace_helpers.reading.activations import padded
-from embspace_helpers.reading.models import ModelNotFound, fingerprint
+from embspace_helpers.reading.sources import ModelNotFound, fingerprint
 
 RECIPE = Recipe(seed=2, free_layers=2, epochs=8, batch=8, length=40, learning_rate=1e-2)
 

@@ -18,11 +18,11 @@ import torch
 from huggingface_hub.utils import _http
 from huggingface_hub.utils import logging as hub_logging
 
-from embspace_helpers.reading import hub, models
-from embspace_helpers.reading.models import ModelNotFound, fingerprint, load_model, load_untrained
+from embspace_helpers.reading import hub, sources
+from embspace_helpers.reading.sources import ModelNotFound, fingerprint, load_model, load_untrained
 
 COMMIT = "c0ffee" + "0" * 34
-TWIN = models.BUNDLED / "twin-a"
+TWIN = sources.BUNDLED / "twin-a"
 
 
 class Player(BaseHTTPRequestHandler):
@@ -178,7 +178,7 @@ def test_no_server(monkeypatch, capfd):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
-    for ask in (load_model, load_untrained, fingerprint, models.locate):
+    for ask in (load_model, load_untrained, fingerprint, sources.locate):
         start = time.monotonic()
         with pytest.raises(ModelNotFound, match=r"127.0.0.1 cannot be reached: .*refused"):
             ask("gpt2")
@@ -296,7 +296,7 @@ def test_a_damaged_file_of_the_hub_says_which_folder_to_delete(monkeypatch, tmp_
     (tmp_path / "twin" / "model.safetensors").write_bytes(b"cut off")
     said = r"delete the folder .*--owner--twin and"
     with hub_server(monkeypatch, folder=tmp_path / "twin"):  # noqa: SIM117
-        with pytest.raises(models.BadModelFile, match=said):
+        with pytest.raises(sources.BadModelFile, match=said):
             load_model("owner/twin")
 
 

@@ -10,8 +10,8 @@ import pytest
 import transformers
 from tiny_gguf import write_gguf
 
-from embspace_helpers.reading import models
-from embspace_helpers.reading.models import BadModelFile, ModelNotFound, load_model, load_untrained
+from embspace_helpers.reading import sources
+from embspace_helpers.reading.sources import BadModelFile, ModelNotFound, load_model, load_untrained
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def twin(tmp_path):
     folder = tmp_path / "twin"
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(models.BUNDLED / "twin-a" / name, folder)
+        shutil.copy(sources.BUNDLED / "twin-a" / name, folder)
     return folder
 
 
@@ -114,7 +114,7 @@ def test_a_model_without_weights_can_be_drawn(twin):
     (twin / "model.safetensors").unlink()
     assert load_untrained(twin)[0].config.n_layer == 6
     with pytest.raises(ModelNotFound, match="holds no weights"):
-        models.fingerprint(twin)
+        sources.fingerprint(twin)
 
 
 def test_an_encoder_without_a_pooler_loads(minilm, tmp_path):
@@ -125,12 +125,12 @@ def test_an_encoder_without_a_pooler_loads(minilm, tmp_path):
 
 
 def test_bad_files_of_known_models_say_how_to_get_them_anew(monkeypatch, tmp_path, twin):
-    monkeypatch.setattr(models, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(sources, "BUNDLED", tmp_path / "bundled")
     shutil.copytree(twin, tmp_path / "bundled" / "twin-a")
     cut("model.safetensors", 100)(tmp_path / "bundled" / "twin-a")
     with pytest.raises(BadModelFile, match="install the package again.$"):
         load_model("twin-a")
-    shutil.copytree(models.cache_folder() / "minilm", tmp_path / "minilm")
+    shutil.copytree(sources.cache_folder() / "minilm", tmp_path / "minilm")
     monkeypatch.setenv("EMBSPACE_CACHE", str(tmp_path))
     size = (tmp_path / "minilm" / "model.safetensors").stat().st_size
     write("model.safetensors", b"x" * size)(tmp_path / "minilm")
@@ -177,13 +177,13 @@ def test_a_gguf_file_of_another_kind_is_named(old, new, said, tmp_path):
 
 
 def test_fingerprint_reads_a_file_once_until_it_changes(monkeypatch, twin):
-    first = models.fingerprint(twin)
+    first = sources.fingerprint(twin)
     assert first == hashlib.sha256((twin / "model.safetensors").read_bytes()).hexdigest()
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-        assert models.fingerprint(str(twin)) == first
+        assert sources.fingerprint(str(twin)) == first
     (twin / "part.safetensors").write_bytes(b"more")
-    assert models.fingerprint(twin) != first
+    assert sources.fingerprint(twin) != first
     (twin / "part.safetensors").unlink()
     (twin / "model.safetensors").write_bytes(b"other")
-    assert models.fingerprint(twin) == hashlib.sha256(b"other").hexdigest()
+    assert sources.fingerprint(twin) == hashlib.sha256(b"other").hexdigest()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
-from embspace_helpers.reading.models import MANIFEST, cache_folder
+from embspace_helpers.reading.sources import MANIFEST, cache_folder
 from embspace_helpers.workshop import checks, doctor, fetch, model_checks
 from embspace_helpers.workshop.checks import Problem
 

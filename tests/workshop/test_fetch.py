@@ -13,7 +13,7 @@ from collections import namedtuple
 import pytest
 
 import embspace_helpers.workshop.fetch as fetching
-from embspace_helpers.reading.models import MANIFEST, cache_folder, damage
+from embspace_helpers.reading.sources import MANIFEST, cache_folder, damage
 from embspace_helpers.workshop.fetch import FetchError, Wheel, fetch
 
 FILE = "toy-1.0-py3-none-any.whl"

@@ -13,7 +13,7 @@ from tiny_corpus import tiny_imdb
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from embspace_helpers import load
-from embspace_helpers.reading.models import BUNDLED
+from embspace_helpers.reading.sources import BUNDLED
 from embspace_helpers.reading.vocabulary import load_vocabulary
 from embspace_helpers.workshop import pretrain
 from embspace_helpers.workshop.corpus import prepare

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from embspace_helpers.reading import models
-from embspace_helpers.reading.models import load_model, load_untrained
+from embspace_helpers.reading import sources
+from embspace_helpers.reading.sources import load_model, load_untrained
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc")
@@ -30,8 +30,8 @@ def test_weights_are_those_that_transformers_loads(name, dtype):
     before = torch.get_rng_state()
     model, _ = load_model(name, dtype)
     assert torch.equal(before, torch.get_rng_state())
-    source, options = models.locate(name)
-    other = models.auto_class(source, options).from_pretrained(source, dtype=dtype, **options)
+    source, options = sources.locate(name)
+    other = sources.auto_class(source, options).from_pretrained(source, dtype=dtype, **options)
     assert type(model) is type(other) and model.config.to_dict() == other.config.to_dict()
     assert model.config.name_or_path == model.name_or_path == source
     for mine, theirs in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
@@ -46,7 +46,7 @@ MEASURE = """
 import re
 from pathlib import Path
 from transformers.models.llama import modeling_llama
-from embspace_helpers.reading.models import load_model
+from embspace_helpers.reading.sources import load_model
 load_model("twin-a")
 size = lambda key: int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 Path("/proc/self/clear_refs").write_text("5")

@@ -15,15 +15,15 @@ from tiny_gguf import write_gguf
 from transformers.utils import logging
 
 import embspace_helpers.workshop.fetch as fetching
-from embspace_helpers.reading import models
-from embspace_helpers.reading.models import ModelNotFound, load_model, load_untrained
+from embspace_helpers.reading import sources
+from embspace_helpers.reading.sources import ModelNotFound, load_model, load_untrained
 from embspace_helpers.reading.vocabulary import load_vocabulary
 
 OFFLINE = """
 import os, socket, sys
 def refuse(*_): raise SystemExit("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
-from embspace_helpers.reading.models import load_model
+from embspace_helpers.reading.sources import load_model
 for name in sys.argv[1:]:
     load_model(name)
 """
@@ -196,7 +196,7 @@ def test_gguf_file_loads_dense_and_converts(tmp_path, capfd):
 
 
 def test_bars_are_hidden_while_loading_only(capfd):
-    with models.quiet():
+    with sources.quiet():
         list(logging.tqdm(range(3)))
     assert capfd.readouterr().err == ""
     list(logging.tqdm(range(3)))
@@ -210,7 +210,7 @@ def test_missing_fetch_says_the_command(monkeypatch, tmp_path):
 
 
 def test_damaged_fetch_says_what_is_wrong(monkeypatch, tmp_path):
-    shutil.copytree(models.cache_folder() / "minilm", tmp_path / "minilm")
+    shutil.copytree(sources.cache_folder() / "minilm", tmp_path / "minilm")
     (tmp_path / "minilm" / "tokenizer.json").unlink()
     monkeypatch.setenv("EMBSPACE_CACHE", str(tmp_path))
     with pytest.raises(ModelNotFound, match="damaged .*tokenizer.json is missing.*fetch minilm"):
@@ -218,7 +218,7 @@ def test_damaged_fetch_says_what_is_wrong(monkeypatch, tmp_path):
 
 
 def test_missing_bundled_model_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "BUNDLED", tmp_path)
+    monkeypatch.setattr(sources, "BUNDLED", tmp_path)
     with pytest.raises(ModelNotFound, match="twin-b is not in this copy of the package"):
         load_model("twin-b")
 
@@ -240,9 +240,9 @@ KNOWN = [
 
 @pytest.mark.parametrize(("given", "meant"), KNOWN)
 def test_known_names_in_any_writing(given, meant):
-    assert models.known_name(given) == meant
+    assert sources.known_name(given) == meant
     if meant:
-        assert models.locate(given) == models.locate(meant)
+        assert sources.locate(given) == sources.locate(meant)
 
 
 UNKNOWN = [
@@ -265,11 +265,11 @@ UNKNOWN = [
     ("modèle", "cannot be a name on the hub"),
     ("film--reader", "cannot be a name on the hub"),
     ("config.yaml\n", "is no known name"),
-    (__file__, "test_models.py' is no .gguf file; a model in safetensors is given by its folder"),
+    (__file__, "test_sources.py' is no .gguf file; a model in safetensors is given by its folder"),
 ]
 
 
-@pytest.mark.parametrize("ask", [load_model, load_untrained, models.locate, models.fingerprint])
+@pytest.mark.parametrize("ask", [load_model, load_untrained, sources.locate, sources.fingerprint])
 @pytest.mark.parametrize(("name", "said"), UNKNOWN)
 def test_unknown_names_are_told_without_a_network(name, said, ask, no_network, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -290,7 +290,7 @@ def test_unknown_names_are_told_without_a_network(name, said, ask, no_network, m
         (torch.nn.Sequential(torch.nn.ReLU()), "not by an object of type Sequential;"),
     ],
 )
-@pytest.mark.parametrize("ask", [load_model, load_untrained, models.locate, models.fingerprint])
+@pytest.mark.parametrize("ask", [load_model, load_untrained, sources.locate, sources.fingerprint])
 def test_a_name_of_another_type_is_told_at_once(name, said, ask, no_network):
     with pytest.raises(TypeError, match=re.escape(said)):
         ask(name)

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 
-from embspace_helpers.reading.loading import (
+from embspace_helpers.reading.model_files import BadModelFile as BadModelFile  # others look here
+from embspace_helpers.reading.model_files import check_files, check_loaded, file_errors
+from embspace_helpers.reading.weights import (
     auto_class,
     checked_dtype,
     checked_seed,
@@ -26,8 +28,6 @@ from embspace_helpers.reading.loading import (
     quiet,
     shown,
 )
-from embspace_helpers.reading.model_files import BadModelFile as BadModelFile  # others look here
-from embspace_helpers.reading.model_files import check_files, check_loaded, file_errors
 
 if TYPE_CHECKING:  # these take seconds to import, so functions import them when called
     import torch
