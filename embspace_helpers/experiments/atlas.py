@@ -47,18 +47,20 @@ SHOWN = 8  # words of a row in the table that a search gives
 class Hits(pd.DataFrame):
     """What a search finds: a table that shows whole lists of words, and numbers in two digits."""
 
+    _SHOWN = ("display.max_colwidth", None, "display.precision", 2, "display.float_format", None,
+              "display.max_columns", None, "display.width", None)
+
     @property
     def _constructor(self) -> type:
         return Hits
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None, "display.precision", 2):
+        with pd.option_context(*self._SHOWN):
             return super()._repr_html_()
 
     def __repr__(self) -> str:
-        """Text for a terminal, whole lists too."""
-        with pd.option_context("display.max_colwidth", None, "display.precision", 2,
-                               "display.width", None):
+        """Text for a terminal, whole lists too, however narrow it is."""
+        with pd.option_context(*self._SHOWN):
             return super().__repr__()
 
 

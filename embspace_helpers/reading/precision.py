@@ -7,6 +7,8 @@ there, mapped; a module's are widened while it computes, which is exact, and let
 import torch
 from torch import Tensor, nn
 
+from embspace_helpers.reading.files import release
+
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -41,4 +43,5 @@ def _narrow(module: nn.Module, inputs: tuple, output: object) -> None:
     for parameter in module.parameters(recurse=False):
         if hasattr(parameter, "kept"):
             parameter.data = parameter.kept
+            release(parameter.kept)
             del parameter.kept
