@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m embspace_helpers.finetuning",
         description="Fine-tune classifiers on IMDB; run again, it goes on with the next seed.")
-    parser.add_argument("name", help="twin-a, twin-b, or any decoder load_model knows")
+    parser.add_argument("name", help="twin-a, twin-b, or any decoder that load finds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/classifiers"),
