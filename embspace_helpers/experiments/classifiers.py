@@ -59,8 +59,9 @@ class Classifier(nn.Module):
 
     Made from a copy of `model`: the final norm becomes the identity, the language head is dropped,
     and all is frozen except the matrices of the last `free_layers` layers. `head` (2, d): row 0
-    speaks for blame, row 1 for praise. `model` is what is to be read of it, as of any model: its
-    parameters and vocabulary. Raises ValueError for more free layers than there are.
+    speaks for blame, row 1 for praise; `head_before` (2, d) is what it was drawn as, before
+    training. `model` is what is to be read of it, as of any model: its parameters and vocabulary.
+    Raises ValueError for more free layers than there are.
     """
 
     def __init__(self, model: Model, free_layers: int = 3, seed: int = 0):
@@ -82,6 +83,7 @@ class Classifier(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+        self.head_before = self.head.weight.detach().clone()
         self.base.requires_grad_(False)
         for block in params.blocks[params.L - free_layers :]:
             for weight in block.parameters():
@@ -260,7 +262,8 @@ def load_classifier(name: str, seed: int = 1, path: str | Path | None = None) ->
     if facts["fingerprint"] != fingerprint(name):
         raise ValueError(f"{file} was fine-tuned from other weights than those of {name} here "
                          f"(it says: {facts['model']}): they do not fit together")
-    classifier = Classifier(load(name), facts["recipe"]["free_layers"])
+    recipe = facts["recipe"]
+    classifier = Classifier(load(name), recipe["free_layers"], recipe.get("seed", 0))
     with torch.no_grad():
         for key, weight in classifier.free().items():
             moved = changes[key].float()

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from embspace_helpers.experiments.classifiers import Classifier
 from embspace_helpers.experiments.controls import share_above
 from embspace_helpers.reading.arrays import as_count, as_model, one_thread
 from embspace_helpers.reading.model import Model
@@ -42,6 +43,16 @@ def displacement(after: Model, before: Model, group: str, layer: int) -> Tensor:
         raise ValueError(f"{group} of layer {layer} has the shapes {tuple(first.shape)} and "
                          f"{tuple(second.shape)}: one model was not made from the other")
     return first - second
+
+
+def head_displacement(classifier: Classifier) -> Tensor:
+    """What training wrote in a classifier's head: its direction of praise, less the same before.
+
+    (d,): the row of praise less that of blame. The random start has to be taken off, for a head
+    barely outgrows it.
+    """
+    moved = (classifier.head.weight - classifier.head_before.to(classifier.head.weight)).detach()
+    return moved[1] - moved[0]
 
 
 def separation(space: Space, ratings: Tensor, vectors: Tensor, k: int = 30) -> Tensor:

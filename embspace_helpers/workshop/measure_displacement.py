@@ -29,6 +29,7 @@ from embspace_helpers.experiments.displacement import (
     SEPARATION,
     displacement,
     edited,
+    head_displacement,
     leading_directions,
     sentiment_space,
     separating,
@@ -68,7 +69,9 @@ def separation_table(classifiers: Sequence[Measured]) -> pd.DataFrame:
     Columns: separating (share of displacements), size (mean of |separation|), pretrained (share of
     the same vectors before), first (share of the squared lengths along one direction), agreement
     (mean cosine with the same vector's displacement, over the model's other seeds) and unpaired
-    (the same with other vectors of the layer). Layers that were not free: pretrained only.
+    (the same with other vectors of the layer). Layers that were not free: pretrained only. The
+    group "head", in the layer behind the last, is the head's one direction: pretrained is its
+    random start, size its separation with its sign.
     """
     rows, chance = [], {}
     for one in tqdm(classifiers, desc="separation", unit="classifier"):
@@ -80,7 +83,20 @@ def separation_table(classifiers: Sequence[Measured]) -> pd.DataFrame:
         for group, layer in product(one.before.parameters.groups, range(one.before.parameters.L)):
             rows.append(one.facts() | {"group": group, "layer": layer} | _row(
                 one, others, group, layer, chance[one.name]))
+        rows.append(one.facts() | {"group": "head", "layer": one.before.parameters.L}
+                    | _head_row(one, others, chance[one.name]))
     return pd.DataFrame(rows)
+
+
+def _head_row(one: Measured, others: Sequence[Measured], chance: Tensor) -> dict:
+    start = one.classifier.head_before[1] - one.classifier.head_before[0]  # (d,)
+    moved = torch.stack([head_displacement(x.classifier) for x in (one, *others)])  # (m, d)
+    before, after = separation(one.space, one.ratings, torch.stack([start, moved[0]]))
+    shares = share_above(torch.stack([before, after]).abs(), chance.abs()).tolist()
+    row = {"pretrained": shares[0], "separating": shares[1], "size": after.item()}
+    if others:
+        row["agreement"] = cosine_similarity(moved[:1], moved[1:]).mean().item()
+    return row
 
 
 def _row(one: Measured, others: Sequence[Measured], group: str, layer: int, chance: Tensor) -> dict:

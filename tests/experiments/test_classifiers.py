@@ -216,8 +216,11 @@ def test_changes_come_back(model, folder, tmp_path, kind_of_path):
     classifier = Classifier(model, 2, seed=2)
     fine_tune(classifier, reviews(64), RECIPE)
     file = tmp_path / "a" / "b.safetensors"
-    save_changes(kind_of_path(file), classifier, str(folder), {"recipe": {"free_layers": 2}})
+    recipe = {"recipe": {"free_layers": 2, "seed": 2}}
+    save_changes(kind_of_path(file), classifier, str(folder), recipe)
     again = load_classifier(kind_of_path(folder), path=kind_of_path(file))
+    torch.testing.assert_close(again.head_before, Classifier(model, 2, seed=2).head.weight.detach())
+    assert (again.head.weight - again.head_before).norm() > 0.01
     assert not any(p.requires_grad for p in again.parameters()) and not again.training
     for (name, p), (other, q) in zip(classifier.named_parameters(), again.named_parameters()):
         assert name == other

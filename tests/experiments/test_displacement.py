@@ -9,10 +9,12 @@ import torch
 from tiny_models import close, random, tiny_model, vocabulary_of
 
 from embspace_helpers import Space
+from embspace_helpers.experiments.classifiers import Classifier
 from embspace_helpers.experiments.controls import random_directions, random_rotation
 from embspace_helpers.experiments.displacement import (
     displacement,
     edited,
+    head_displacement,
     leading_directions,
     sentiment_space,
     separating,
@@ -94,6 +96,18 @@ def test_one_model_is_made_from_the_other():
 
 
 # ---- separation
+
+
+def test_a_heads_displacement_is_rid_of_its_random_start():
+    classifier = Classifier(tiny_model("gpt2"), 1, seed=3)
+    drawn = classifier.head.weight.detach().clone()
+    assert not head_displacement(classifier).any()
+    step = random(2, drawn.shape[1], dtype=torch.float32)
+    with torch.no_grad():
+        classifier.head.weight += step
+    torch.testing.assert_close(head_displacement(classifier), step[1] - step[0])
+    start = drawn[1] - drawn[0]
+    assert not torch.allclose(head_displacement(classifier), start + step[1] - step[0])
 
 
 def test_the_sentiment_space_is_of_whole_words_seen_100_times():

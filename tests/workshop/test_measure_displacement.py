@@ -118,7 +118,8 @@ def test_separation_table(files):
     table = separation_table(classifiers)
     assert list(table) == ["model", "seed", "shuffled", "group", "layer", "pretrained",
                            "separating", "size", "first", "agreement", "unpaired"]
-    groups = p.groups
+    check_heads(table[table["group"] == "head"], classifiers)
+    groups, table = p.groups, table[table["group"] != "head"]
     assert len(table) == 4 * len(groups) * 3
     assert table["pretrained"].notna().all()
     measured = ["separating", "size", "first"]
@@ -149,6 +150,27 @@ def test_separation_table(files):
     planted = cells.loc[(False, 1, "V", 2)]
     assert planted["separating"] == 1 and planted["first"] > 0.9999
     assert planted["pretrained"] < 0.5 and cells.loc[(False, 2, "V", 2)]["separating"] < 0.5
+
+
+def check_heads(rows, classifiers):
+    """One row a classifier: what training wrote in its head, the random start taken off."""
+    assert len(rows) == len(classifiers) == 4 and (rows["layer"] == 3).all()
+    assert rows[["first", "unpaired"]].isna().all(axis=None)
+    one = classifiers[0]
+    chance = separation(one.space, one.ratings, random_directions(2000, 16)).abs().quantile(0.95)
+    moved = {}
+    for row, this in zip(rows.itertuples(), classifiers):
+        start = Classifier(this.before, 2, this.seed).head.weight
+        w = (this.classifier.head.weight - start).detach()
+        moved[this.seed, this.shuffled] = w[1] - w[0]
+        found, drawn = separation(one.space, one.ratings,
+                                  torch.stack([w[1] - w[0], start[1] - start[0]])).detach()
+        assert row.size == pytest.approx(found.item(), abs=1e-5)
+        assert row.separating == (abs(found) > chance) and row.pretrained == (abs(drawn) > chance)
+    a, b, c = (moved[seed, False] for seed in (1, 2, 3))
+    mean = (torch.cosine_similarity(a, b, dim=0) + torch.cosine_similarity(a, c, dim=0)) / 2
+    assert rows["agreement"].iloc[0] == pytest.approx(mean.item(), abs=1e-5)
+    assert rows["agreement"].isna().tolist() == [False, False, False, True]
 
 
 def test_identical_classifiers_agree(files):
