@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ def threads():
 def kind(request):
     """Every type of model that the table of architectures knows, one after the other."""
     return request.param
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any test that reaches for another machine fails."""
+
+    def refuse(*_, **__):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture(scope="session")

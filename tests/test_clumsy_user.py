@@ -35,7 +35,6 @@ from embspace_helpers.experiments.overlap import active_lists
 from embspace_helpers.experiments.statistics import bootstrap_interval, jaccard_at_k
 from embspace_helpers.reading.activations import final_states, set_values
 from embspace_helpers.reading.pairs import copying_score
-from embspace_helpers.reading.sources import load_model
 from embspace_helpers.reading.spaces import keep_k
 
 TEXT = ["This movie was good .", "A story of love and of war ."]
@@ -196,10 +195,10 @@ REFUSED = [
     (lambda t: load_atlas("nope"), "nope", "twin-a"),
     (lambda t: load_atlas(t.p), "twin-a"),
     # loading
-    (lambda t: load_model(None), "None", "twin-a"),
-    (lambda t: load_model(42), "42", "twin-a"),
-    (lambda t: load_model("twin-c"), "twin-c", "twin-a"),
-    (lambda t: load_model(["twin-a"]), "twin-a"),
+    (lambda t: load(None), "None", "twin-a"),
+    (lambda t: load(42), "42", "twin-a"),
+    (lambda t: load("twin-c"), "twin-c", "twin-a"),
+    (lambda t: load(["twin-a"]), "twin-a"),
     (lambda t: load("twin-a", dtype="int8"), "'int8'", "float32"),
     (lambda t: load("twin-a", seed=3), "seed = 3", "untrained=True"),
     (lambda t: load("/no/such/folder"), "/no/such/folder"),

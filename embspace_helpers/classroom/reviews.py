@@ -6,14 +6,16 @@ al., 2011) comes from the hub or from a local folder.
 
 import hashlib
 import numbers
+import operator
 import os
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from embspace_helpers.reading.weights import checked_seed, shown
+from embspace_helpers.reading.sources import shown
 
 HUB_NAME = "stanfordnlp/imdb"
 SPLITS = ("train", "test", "unsupervised")
@@ -102,7 +104,7 @@ def load_reviews(split: str = "train", n: int | None = None, seed: int = 0,
     Raises ValueError for an unknown split or an `n` that is odd or larger than there is, TypeError
     for an argument of another type, FileNotFoundError when the source cannot be read.
     """
-    source, seed = _checked_source(source), checked_seed(seed)
+    source, seed = _checked_source(source), _checked_seed(seed)
     embedded = str(source).strip().casefold() == EMBEDDED
     splits = ("train", "test", "hard") if embedded else ("train", "test")
     split = _checked_split(split, splits, f" of {source} with labels")
@@ -145,6 +147,14 @@ def _checked_source(source: object) -> str | Path:
         return Path(source)
     raise TypeError(f"source = {shown(source)}, but it must be {EMBEDDED!r}, {HUB_NAME!r} or a "
                     "folder laid out like that")
+
+
+def _checked_seed(seed: Any) -> int:
+    """The seed as an int. Raises TypeError for what is none."""
+    try:
+        return operator.index(seed)  # a NumPy integer as well
+    except TypeError:
+        raise TypeError(f"seed = {shown(seed)}, but it must be a whole number") from None
 
 
 def _checked_number(n: object) -> float | None:

@@ -28,16 +28,10 @@ from embspace_helpers.reading.files import whole_file
 from embspace_helpers.reading.judge import JUDGES
 from embspace_helpers.reading.model import Model, load
 from embspace_helpers.reading.ranking import top_k
-from embspace_helpers.reading.sources import (
-    cache_folder,
-    fingerprint,
-    hub_errors,
-    known_name,
-    locate,
-    quiet,
-)
+from embspace_helpers.reading.sources import cache_folder, fingerprint, known_name, locate
 from embspace_helpers.reading.tables import WordTable
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary
+from embspace_helpers.reading.weights import read_tokenizer
 
 VERSION = "1"  # of the file: raise it when the same weights would give another atlas
 SIGNS = {1: "+", -1: "−"}
@@ -323,10 +317,5 @@ def atlas_path(name: str, reading: str = "orthogonal") -> Path:
 
 def _vocabulary(name: str) -> Vocabulary:
     """The vocabulary of a model, without its weights."""
-    from transformers import AutoConfig, AutoTokenizer  # a second to import
-
-    source, options = locate(name)
-    with quiet(), hub_errors(name, options):
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    config, tokenizer = read_tokenizer(locate(name))
     return load_vocabulary(SimpleNamespace(config=config), tokenizer)

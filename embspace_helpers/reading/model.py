@@ -8,29 +8,25 @@ What is asked for is made once and kept.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embspace_helpers.reading import sources
 from embspace_helpers.reading.activations import Tokens, tokenize
-from embspace_helpers.reading.arrays import as_index, as_model, as_texts
+from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_texts
 from embspace_helpers.reading.dictionaries import Dictionary, dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES, Judge
 from embspace_helpers.reading.parameters import Parameters
 from embspace_helpers.reading.precision import compute_in_float32
+from embspace_helpers.reading.sources import known_name, locate
 from embspace_helpers.reading.spaces import Space, Sums, as_reading, reading_space
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from embspace_helpers.reading.weights import read_model
 
 HINTS = {"parameters": ("d", "e", "L", "H", "H_kv", "d_h", "d_ff", "groups", "key_kinds", "blocks"),
          "vocabulary": ("texts", "shown", "counts")}  # what instances have beside their class
@@ -45,10 +41,11 @@ class Model:
     `judge`.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = ""):
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str = ""):
         """Keep both; nothing is computed yet."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.source: str | None = None  # what `load` found it by, where it can be found again
+        self._spaces: dict[tuple[str, int], Space] = {}
         self._dictionaries: dict[tuple, list[Dictionary]] = {}
 
     def __repr__(self) -> str:
@@ -101,12 +98,8 @@ class Model:
         space = self._spaces[reading, remove]
         return space if keep is None else space.only(keep)
 
-    @cached_property
-    def _spaces(self) -> dict[tuple[str, int], Space]:
-        return {}
-
     def dictionary(self, layer: int, texts: Sequence[str] | str | None = None, reads: str = "ff",
-                   keep: Tensor | None = None, whitened: bool = False, **options) -> Space:
+                   keep: Tensor | None = None, whitened: bool = False, **options: Any) -> Space:
         """The space in which readers of a layer are read: the states that stand for tokens there.
 
         `reads`: "ff" for FF keys, "attention" for W_Q, W_K and W_V. `texts`: a little unlabelled
@@ -118,14 +111,12 @@ class Model:
         return dictionary_space(self, found, keep, whitened, f"dictionary of layer {layer}")
 
     def dictionaries(self, texts: Sequence[str] | str | None = None, reads: str = "ff",
-                     **options) -> list[Dictionary]:
+                     **options: Any) -> list[Dictionary]:
         """The regressions behind `dictionary`, one a layer, with their R²."""
         texts = None if texts is None else as_texts(texts)
         marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else repr(x)
                  for name, x in options.items()}
-        text = "" if texts is None else "\0".join(texts)
-        key = (texts is None, hashlib.sha256(text.encode()).digest(), repr(reads),
-               *sorted(marks.items()))
+        key = (texts and tuple(texts), repr(reads), *sorted(marks.items()))
         if key not in self._dictionaries:
             self._dictionaries[key] = fit_dictionaries(self, texts, reads, **options)
         return self._dictionaries[key]
@@ -167,14 +158,12 @@ def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,
     slower (see `compute_in_float32`). Raises ModelNotFound, which says what there is and what to
     do.
     """
-    name = sources.known_name(name) or name
+    name = known_name(name) or name
     if seed is not None and not untrained:
         raise ValueError(f"seed = {seed} draws untrained weights: load({str(name)!r}, "
                          f"untrained=True, seed={seed})")
-    if untrained:
-        model, tokenizer = sources.load_untrained(name, seed or 0, dtype)
-        return Model(compute_in_float32(model), tokenizer, f"{name}, untrained")
-    model, tokenizer = sources.load_model(name, dtype)
-    found = Model(compute_in_float32(model), tokenizer, str(name))
-    found.source = found.name
+    drawn = as_count(seed or 0, name="seed", least=0) if untrained else None
+    model, tokenizer = read_model(locate(name), dtype, drawn)
+    found = Model(compute_in_float32(model), tokenizer, f"{name}{', untrained' * untrained}")
+    found.source = None if untrained else found.name
     return found

@@ -1,137 +1,142 @@
-"""How `transformers` is asked for a model: which class and type of weights, without its bars."""
+"""A model's files, read by `transformers`. A bad file is named in one sentence: BadModelFile."""
 
-import operator
+from __future__ import annotations
+
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from embspace_helpers.reading.model_files import weight_files
+from embspace_helpers.reading.sources import advice
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-TOLD = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # see `check_loaded`
+if TYPE_CHECKING:  # these take seconds to import, so functions import them when called
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def load_weights(source: str, options: dict[str, Any], dtype: Any) -> tuple[Any, dict[str, Any]]:
-    """A model from a folder or GGUF file, and what `transformers` tells about its weights.
-
-    Weights stored in another type than `dtype` are read and converted one by one; otherwise
-    `transformers` maps their file.
-    """
-    kind = auto_class(source, options)
-    if "gguf_file" not in options and _converts(source, dtype):
-        return _load_converted(kind, source, options, dtype)
-    return kind.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, **TOLD, **options, **dense(options))
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+              "vocab.json", "vocab.txt")  # of these a folder has at least one
 
 
-def _converts(source: str, dtype: Any) -> bool:
-    """True where a weight in a folder is stored in another type of numbers than `dtype`."""
-    from safetensors import safe_open
-
-    stored: set[str | None] = set()
-    for file in weight_files(Path(source)) if dtype != "auto" else []:
-        with safe_open(file, "pt") as weights:
-            keys = weights.keys()
-            stored |= {STORED.get(weights.get_slice(key).get_dtype()) for key in keys}
-    return not stored <= {None, str(dtype).removeprefix("torch.")}
+class BadModelFile(ValueError):
+    """A file of a model cannot be used; the message names the file and says what to do."""
 
 
-def _load_converted(kind: Any, source: str, options: dict[str, Any],
-                    dtype: Any) -> tuple[Any, dict[str, Any]]:
-    """The model, with each weight read from its file only when it is converted.
+def read_model(path: Path, dtype: torch.dtype | str = "float32",
+               seed: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (eval mode, no gradients) and tokenizer, from a folder or .gguf file.
 
-    From a file that is mapped, the pages that were read stay in memory until the last weight is
-    converted: half as much again, for float16 that becomes float32.
+    `dtype`: of the weights, or "auto": as stored. Weights stored in it stay in their file, which
+    is mapped; others are converted, and take memory. `seed`: None, or random weights are drawn in
+    float32, from the seed alone, and converted. The caller's random state is left as it was.
+    Raises BadModelFile, and ValueError for another dtype.
     """
     import torch
+
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is no type of weights: there are {', '.join(DTYPES)} "
+                         "(as stored)")
+    config, tokenizer = read_tokenizer(path)
+    stored = config.dtype or torch.float32
+    with quiet():
+        with _blamed(path, "config.json"), torch.device("meta"):  # takes no memory for weights
+            kind = _auto_class(path, config)
+            kind.from_config(config)
+        if seed is None:
+            model = _stored(kind, path, dtype)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds GPUs too
+                model = kind.from_config(config, dtype=torch.float32)
+            model = model.to(stored if dtype == "auto" else getattr(torch, dtype))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def read_tokenizer(path: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer, from a folder or .gguf file. Raises BadModelFile."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder, options = _options(path)
+    with quiet():
+        with _blamed(path, "config.json"):
+            config = AutoConfig.from_pretrained(folder, **options)
+        with _blamed(path, "tokenizer*"):
+            if path == folder and not any((path / file).is_file() for file in TOKENIZERS):
+                raise FileNotFoundError(f"there is none of {', '.join(TOKENIZERS)}")
+            return config, AutoTokenizer.from_pretrained(folder, **options)
+
+
+def _stored(kind: Any, path: Path, dtype: str) -> PreTrainedModel:
+    """The model with its stored weights: all there, none of another shape. Raises BadModelFile."""
     from safetensors import safe_open
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GgufConfig
 
-    config = AutoConfig.from_pretrained(source, **options)
-    with torch.device("meta"):  # the class that the Auto class stands for
-        model_class = type(kind.from_config(AutoConfig.from_pretrained(source, **options)))
-    files = [safe_open(file, "pt", backend="pread") for file in weight_files(Path(source))]
-    weights = {key: file.get_slice(key) for file in files for key in file.keys()}  # noqa: SIM118
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, **TOLD)
-    model.name_or_path = model.config.name_or_path = source
-    if model.can_generate() and (Path(source) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=True)
-    return model, info
+    folder, options = _options(path)
+    if path == folder:
+        for file in path.glob("*.safetensors"):
+            with _blamed(file), safe_open(file, "np"):
+                pass
+    else:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    with _blamed(path, "", OSError):  # an absent file; all else that can be wrong was found above
+        model, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options,
+                                           ignore_mismatched_sizes=True, output_loading_info=True)
+    # a pooler may be missing: few encoders come with one, and nothing here reads it
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    others = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    if missing or others:
+        raise BadModelFile(f"the weights in {path} do not fit the configuration: {len(missing)} "
+                           f"tensors are missing and {len(others)} have another shape, such as "
+                           f"{(missing + others)[0]}: {advice(path)}")
+    return model
 
 
-def auto_class(source: str, options: dict[str, Any]) -> Any:
+def _options(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Folder and options for `from_pretrained`: no network, and no code of a model is run."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    return (path, options) if path.is_dir() else (path.parent, options | {"gguf_file": path.name})
+
+
+def _auto_class(path: Path, config: Any) -> Any:
     """The `transformers` Auto class for what the configuration says the weights are."""
     import transformers
 
-    if "gguf_file" in options:  # GGUF files name no architecture; all that load are decoders
-        return transformers.AutoModelForCausalLM
-    config = transformers.AutoConfig.from_pretrained(source, **options)
-    architecture = (config.architectures or [""])[0]
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return transformers.AutoModelForCausalLM
-    if architecture.endswith(("ForMaskedLM", "ForPreTraining")):
+    name = (config.architectures or [""])[0]
+    if path.is_file() or name.endswith(("ForCausalLM", "LMHeadModel")):  # GGUF files name none;
+        return transformers.AutoModelForCausalLM  # all that load are decoders
+    if name.endswith(("ForMaskedLM", "ForPreTraining")):
         return transformers.AutoModelForMaskedLM
     return transformers.AutoModel
 
 
-def dense(options: dict[str, Any]) -> dict[str, Any]:
-    """Option that turns a GGUF file's quantised weights into ordinary ones."""
-    from transformers import GgufConfig
+@contextmanager
+def _blamed(path: Path, part: str = "", kind: type[Exception] = Exception) -> Iterator[None]:
+    """An error while a file, or `part` of a folder, is read becomes BadModelFile.
 
-    return {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
+    Not so where something else is amiss: a library that is missing, too little memory.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except kind as error:
+        file = path / part if path.is_dir() else path
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise BadModelFile(f"{file} is absent, damaged, cut off or of another kind ({text}): "
+                           f"{advice(path)}") from None
 
 
 @contextmanager
-def quiet(everything: bool = False) -> Iterator[None]:
-    """Hide the bars and reports of `transformers`, which notebooks would store.
-
-    `everything`: also what is displayed or goes to stderr: converting a GGUF file has a bar that
-    no setting hides.
-    """
+def quiet() -> Iterator[None]:
+    """Hide the bars and reports of `transformers`, which notebooks would store."""
+    from IPython.utils.capture import capture_output
     from transformers.utils import logging
 
-    def hidden(factory: Any, args: Any, kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "disable": True})
-
-    previous, level = logging.set_tqdm_hook(hidden), logging.get_verbosity()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with ExitStack() as stack:
-            if everything:
-                from IPython.utils.capture import capture_output
-
-                stack.enter_context(capture_output(stdout=False))
+        with capture_output(stdout=False):
             yield
     finally:
         logging.set_verbosity(level)
-        logging.set_tqdm_hook(previous)
-
-
-def checked_dtype(dtype: object) -> Any:
-    """The torch dtype, or "auto". Raises ValueError for what is no type of weights."""
-    import torch
-
-    types = {kind: getattr(torch, kind) for kind in DTYPES}
-    found = types.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if dtype == "auto" or (isinstance(found, torch.dtype) and found in types.values()):
-        return dtype if dtype == "auto" else found
-    raise ValueError(f"dtype = {shown(dtype)} is no type of weights: there are "
-                     f"{', '.join(DTYPES)} and auto (as stored)")
-
-
-def checked_seed(seed: Any) -> int:
-    """The seed as an int. Raises TypeError for what is none."""
-    try:
-        return operator.index(seed)  # a NumPy integer as well
-    except TypeError:
-        raise TypeError(f"seed = {shown(seed)}, but it must be a whole number") from None
-
-
-def shown(value: object) -> str:
-    """A value in short: as it is written where that is no longer than a few words."""
-    text = repr(value)
-    short = len(text) <= 60 and "\n" not in text
-    return text if short else f"an object of type {type(value).__name__}"

@@ -5,14 +5,14 @@ import sys
 import time
 
 from embspace_helpers.experiments.atlas import atlas_path, load_atlas
-from embspace_helpers.reading.sources import ModelNotFound, model_names
+from embspace_helpers.reading.sources import MODELS, ModelNotFound
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Build the atlases that are missing, of all known models or of those named."""
     parser = argparse.ArgumentParser("python -m embspace_helpers.atlas", description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"default: {' '.join(model_names())}")
-    for name in parser.parse_args(arguments).names or model_names():
+    parser.add_argument("names", nargs="*", help=f"default: {' '.join(MODELS)}")
+    for name in parser.parse_args(arguments).names or MODELS:
         start = time.perf_counter()
         try:
             atlas = load_atlas(name)

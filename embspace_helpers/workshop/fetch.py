@@ -25,15 +25,10 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from embspace_helpers.reading.sources import (
-    FETCH,
-    MANIFEST,
-    cache_folder,
-    damage,
-    load_model,
-    quiet,
-)
+from embspace_helpers.reading.sources import FETCH, cache_folder
+from embspace_helpers.reading.weights import quiet, read_model
 
+MANIFEST = "manifest.json"  # written last: a fetched folder that has it is complete
 CHUNK = 1 << 20  # bytes
 
 
@@ -121,6 +116,21 @@ def _problem(name: str) -> str | None:
     if manifest.get("sha256") != WHEELS[name].sha256:
         return "made from another wheel"
     return changed(folder, manifest.get("hashes", {}))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a fetched folder, by its manifest (None: every file is there)."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{MANIFEST} is missing or unreadable"
+    for name, size in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
 
 
 def changed(folder: Path, hashes: dict[str, str]) -> str | None:
@@ -244,7 +254,7 @@ def _convert(name: str, gguf: Path) -> None:
     from tokenizers import pre_tokenizers
 
     print(f"{name}: converting {gguf.name} to safetensors (half a minute)", flush=True)
-    model, tokenizer = load_model(gguf, dtype="float16")
+    model, tokenizer = read_model(gguf, "float16")
     model.config.rms_norm_eps = 1e-5
     model.config.initializer_range = 1 / 24
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

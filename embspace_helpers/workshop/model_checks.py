@@ -80,8 +80,8 @@ def bundled_models() -> str:
 
 def fetched_model(name: str) -> str:
     """A fetched model is in the cache folder, every file as it was made."""
-    from embspace_helpers.reading.sources import MANIFEST, cache_folder, damage
-    from embspace_helpers.workshop.fetch import changed
+    from embspace_helpers.reading.sources import cache_folder
+    from embspace_helpers.workshop.fetch import MANIFEST, changed, damage
 
     folder = cache_folder() / name
     if not folder.is_dir():
@@ -133,14 +133,12 @@ def sentences(name: str) -> Iterator[None]:
 
 def first_words(name: str, layer: int, neuron: int, n: int = 8) -> list[str]:
     """First words of a feed-forward value vector, read with the model's embedding."""
-    from embspace_helpers.reading.parameters import Parameters
-    from embspace_helpers.reading.sources import load_model
+    from embspace_helpers import load
 
     with sentences(name):
-        model, tokenizer = load_model(name)
-    params = Parameters(model)
-    scores = params.V(layer)[neuron] @ params.E  # (e,)
-    words = [tokenizer.decode(i).strip() for i in scores.topk(n).indices]
+        model = load(name)
+    scores = model.parameters.V(layer)[neuron] @ model.parameters.E  # (e,)
+    words = [model.tokenizer.decode(i).strip() for i in scores.topk(n).indices]
     return list(dict.fromkeys(words))  # "medical" with and without a space in front is one word
 
 
@@ -159,13 +157,10 @@ def reading(name: str) -> str:
 
 def offline() -> str:
     """Every model's configuration and tokenizer load with the network closed."""
-    from transformers import AutoConfig, AutoTokenizer
+    from embspace_helpers.reading.sources import MODELS, locate
+    from embspace_helpers.reading.weights import read_tokenizer
 
-    from embspace_helpers.reading.sources import locate, model_names
-
-    for name in model_names():
+    for name in MODELS:
         with network_closed(f"loading {name}"), sentences(name):
-            source, options = locate(name)
-            AutoConfig.from_pretrained(source, **options)
-            AutoTokenizer.from_pretrained(source, **options)
-    return f"all {len(model_names())} models load with the network closed"
+            read_tokenizer(locate(name))
+    return f"all {len(MODELS)} models load with the network closed"

@@ -380,7 +380,7 @@ def test_a_model_that_is_given_or_an_atlas_that_is_there_loads_no_weights(twins,
     model = load("twin-a")
     monkeypatch.setattr(atlas, "load", None)
     expected = load_atlas(model)  # this one loads the judge
-    monkeypatch.setattr(sources, "load_model", None)
+    monkeypatch.setattr("embspace_helpers.reading.model.read_model", None)
     same(load_atlas("twin-a"), expected)
     assert load_atlas("twin-a").vocabulary.shown == model.vocabulary.shown
     assert load_atlas(model).vocabulary is model.vocabulary

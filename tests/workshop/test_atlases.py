@@ -17,7 +17,7 @@ def twins(tmp_path, monkeypatch):
 
 
 def test_the_command_builds_what_is_missing(twins, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(atlases, "model_names", lambda: ["twin-a", "twin-b"])
+    monkeypatch.setattr(atlases, "MODELS", ["twin-a", "twin-b"])
     atlases.main(["twin-b"])
     rows = f"{4 * sum(ROWS['gpt2'].values()):,} rows"
     assert capsys.readouterr().out.startswith(f"twin-b: {rows}, 0.")

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
-from embspace_helpers.reading.sources import MANIFEST, cache_folder
+from embspace_helpers.reading.sources import cache_folder
 from embspace_helpers.workshop import checks, doctor, fetch, model_checks
 from embspace_helpers.workshop.checks import Problem
+from embspace_helpers.workshop.fetch import MANIFEST
 
 
 def failed(name):

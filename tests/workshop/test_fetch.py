@@ -13,8 +13,8 @@ from collections import namedtuple
 import pytest
 
 import embspace_helpers.workshop.fetch as fetching
-from embspace_helpers.reading.sources import MANIFEST, cache_folder, damage
-from embspace_helpers.workshop.fetch import FetchError, Wheel, fetch
+from embspace_helpers.reading.sources import cache_folder
+from embspace_helpers.workshop.fetch import MANIFEST, FetchError, Wheel, damage, fetch
 
 FILE = "toy-1.0-py3-none-any.whl"
 
