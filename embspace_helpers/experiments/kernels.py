@@ -1,0 +1,154 @@
+"""Translations of one model's stream into another's: the paper's kernel and what mends it.
+
+Dar et al. (2023), section 5.2: a state h of the host B is taken into the vocabulary with B's
+embeddings and back out with the pseudo-inverse of A's, h E_B E_A^+. States are rows, so the kernel
+K = E_B E_A^+ is (d_B, d_A). What a recipe needs beside the weights is said in `NEEDS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embspace_helpers.reading.arrays import as_model, one_thread
+from embspace_helpers.reading.model import Model
+from embspace_helpers.reading.shared_tokens import shared_tokens
+
+NEEDS = {"embeddings": "the two embedding matrices alone",
+         "own text": "text that the classifier's language model writes itself",
+         "unlabelled": "reviews without labels, one model at a time",
+         "paired": "both models' states of the same reviews, without labels"}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """An affine map of states, h -> h @ matrix + offset: `matrix` (d_B, d_A), `offset` (d_A,)."""
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The states (..., d_B) in the other model's space, (..., d_A), in their own precision."""
+        if states.shape[-1] != len(self.matrix):
+            raise ValueError(f"states of size {states.shape[-1]} and a kernel for size "
+                             f"{len(self.matrix)}: they belong to different hosts")
+        return states @ self.matrix.to(states.dtype) + self.offset.to(states.dtype)
+
+
+def common_embeddings(host: Model, guest: Model) -> tuple[Tensor, Tensor, Tensor]:
+    """E_B (d_B, m) and E_A (d_A, m) over the m tokens that both have, and A's ids of these (m,).
+
+    The output embeddings, as the stream is written towards these. Raises ValueError where no token
+    is shared.
+    """
+    host, guest = as_model(host), as_model(guest)
+    E_B, E_A = host.parameters.E_out, guest.parameters.E_out
+    if host.vocabulary.shown == guest.vocabulary.shown:
+        return E_B, E_A, torch.arange(E_A.shape[1])
+    ids_B, ids_A = shared_tokens(host, guest)
+    return E_B[:, ids_B], E_A[:, ids_A], ids_A
+
+
+def embedding_kernel(host: Model, guest: Model, weights: Tensor | None = None) -> Translation:
+    """The paper's kernel E_B E_A^+: through the vocabulary of `host` B into `guest` A's space.
+
+    h E_B E_A^+ is the state of A whose scores over the vocabulary are nearest to those of h.
+    `weights` (e_A,), of A's tokens: how much each counts in that distance, such as its frequency.
+    """
+    E_B, E_A, ids = common_embeddings(host, guest)
+    w = torch.ones(len(ids)) if weights is None else weights[ids]
+    return _plain(solve(E_A, E_A, w, E_B).T)
+
+
+def word_kernel(host: Model, guest: Model, weights: Tensor | None = None) -> Translation:
+    """The linear map that takes every token's embedding in B nearest to its embedding in A.
+
+    Another reading of "through the vocabulary": E_B.T K is fitted to E_A.T by least squares.
+    """
+    E_B, E_A, ids = common_embeddings(host, guest)
+    w = torch.ones(len(ids)) if weights is None else weights[ids]
+    return _plain(solve(E_B, E_B, w, E_A))
+
+
+def solve(left: Tensor, right: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """(left W right.T)^-1 left W target.T in float64, for (d, m), (d, m), (m,) and (d', m)."""
+    weighted = left.double() * weights.double()  # (d, m)
+    with one_thread():
+        return torch.linalg.solve(weighted @ right.double().T, weighted @ target.double().T)
+
+
+def _plain(matrix: Tensor) -> Translation:
+    return Translation(matrix.float(), torch.zeros(matrix.shape[1]))
+
+
+# ---------------------------------------------------------------- with states
+
+
+def matched(kernel: Translation, host_states: Tensor, guest_states: Tensor) -> Translation:
+    """The kernel, then one scale and a shift that give the translated states A's mean and size.
+
+    `host_states` (n, d_B) and `guest_states` (m, d_A) may come from different texts. Size is the
+    root of the mean squared distance from the mean.
+    """
+    here = kernel(host_states.double())
+    there = guest_states.double()
+    scale = (there - there.mean(0)).norm() / len(there) ** 0.5
+    scale = scale / ((here - here.mean(0)).norm() / len(here) ** 0.5)
+    matrix = kernel.matrix.double() * scale
+    offset = there.mean(0) + (kernel.offset.double() - here.mean(0)) * scale
+    return Translation(matrix.float(), offset.float())
+
+
+def fitted(host_states: Tensor, guest_states: Tensor, ridge: float = 1e-4) -> Translation:
+    """The affine map of least squares between paired states, (n, d_B) onto (n, d_A).
+
+    `ridge` is a share of the host states' mean variance. Raises ValueError for unpaired states.
+    """
+    if len(host_states) != len(guest_states):
+        raise ValueError(f"{len(host_states)} states of the host and {len(guest_states)} of the "
+                         "guest: they must be of the same positions, pair by pair")
+    X, Y = host_states.double(), guest_states.double()
+    X, Y, x, y = X - X.mean(0), Y - Y.mean(0), X.mean(0), Y.mean(0)
+    gram = X.T @ X
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    with one_thread():
+        matrix = torch.linalg.solve(gram, X.T @ Y)
+    return Translation(matrix.float(), (y - x @ matrix).float())
+
+
+# ---------------------------------------------------------------- controls
+
+
+def shuffled_kernel(host: Model, guest: Model, seed: int = 0) -> Translation:
+    """The paper's kernel with the vocabulary shuffled: every word is taken for another one."""
+    E_B, E_A, ids = common_embeddings(host, guest)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    return _plain(solve(E_A, E_A, torch.ones(len(ids)), E_B[:, order]).T)
+
+
+def random_kernel(like: Translation, seed: int = 0) -> Translation:
+    """A kernel of independent normal entries with the Frobenius norm of `like`'s."""
+    drawn = torch.randn(like.matrix.shape, generator=torch.Generator().manual_seed(seed))
+    return Translation(drawn * like.matrix.norm() / drawn.norm(), torch.zeros_like(like.offset))
+
+
+def noise(states: Tensor, n: int, clusters: int = 0,
+          seed: int = 0) -> Tensor:
+    """n vectors with the mean and covariance of `states` (m, d); or around drawn states.
+
+    `clusters`: 0 for one normal cloud; else so many of the states are drawn as centres, and each
+    vector is a random centre and a tenth of the cloud's spread.
+    """
+    X = states.double()
+    dice = torch.Generator().manual_seed(seed)
+    with one_thread():
+        values, axes = torch.linalg.eigh(torch.cov(X.T))
+    cloud = torch.randn(n, X.shape[1], generator=dice, dtype=X.dtype)
+    cloud = (cloud * values.clamp_min(0).sqrt()) @ axes.T
+    if not clusters:
+        return (X.mean(0) + cloud).to(states.dtype)
+    centres = X[torch.randperm(len(X), generator=dice)[:clusters]]
+    return (centres[torch.randint(len(centres), (n,), generator=dice)] + 0.1 * cloud).to(
+        states.dtype)
