@@ -146,7 +146,7 @@ def _refuse_what_is_no_hub_name(name: str | Path, text: str) -> None:
 
 
 def _from_hub(name: str | Path) -> Path:
-    """Folder of a hub model in the hub's cache folder, named by the commit. Raises ModelNotFound."""
+    """Folder of a hub model in the hub's cache, named by its commit. Raises ModelNotFound."""
     name = str(name).strip()
     try:
         return hub.hub_folder(name)
