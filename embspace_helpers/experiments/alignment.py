@@ -24,8 +24,10 @@ from torch import Tensor
 from embspace_helpers.reading.arrays import as_count, as_model
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.shared_tokens import shared_tokens
+from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.spaces import READINGS, as_reading, reading_map
 
+ALIGNMENT_RESULTS = DATA / "alignment.csv"
 SPACES = ("embedding", "feature")
 DICTIONARY = "dictionary"  # the reading through the dictionary of each layer
 WRITERS = ("V", "W_O")
@@ -236,10 +238,7 @@ def hungarian(table: Tensor, draws: int = 20_000, seed: int = 0) -> LayerMatch:
     for up to 50,000 of them; else of `draws` random ones. Source: Dar et al. (2023), section 5;
     the p-value is ours. Raises ValueError for what is no table of numbers.
     """
-    values = np.asarray(table, dtype=float)
-    if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
-        raise ValueError("expected a table of numbers (L_A, L_B), at least 2 layers each; got "
-                         f"shape {values.shape}")
+    values = _as_table(table)
     rows, columns = linear_sum_assignment(values, maximize=True)
     hits = int((rows == columns).sum())
     if values.shape[0] == values.shape[1]:
@@ -247,6 +246,15 @@ def hungarian(table: Tensor, draws: int = 20_000, seed: int = 0) -> LayerMatch:
     else:
         distance, p = _band(values.shape, rows, columns, draws, seed)
     return LayerMatch(rows.tolist(), columns.tolist(), hits, float(distance), p)
+
+
+def _as_table(table: Tensor) -> np.ndarray:
+    """The table as an array of numbers. Raises ValueError for what is none."""
+    values = np.asarray(table, dtype=float)
+    if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
+        raise ValueError("expected a table of numbers (L_A, L_B), at least 2 layers each; got "
+                         f"shape {values.shape}")
+    return values
 
 
 def _at_least(hits: int, n: int) -> float:
@@ -275,3 +283,27 @@ def _band(shape: tuple[int, ...], rows: np.ndarray, columns: np.ndarray, draws: 
     others = dice.random((as_count(draws, name="draws"), shape[1])).argsort(1)[:, :shape[0]]
     near = (_distances(shape, rows, others) <= found + 1e-12).sum()
     return found, float(near + 1) / (len(others) + 1)
+
+
+def near_diagonal(table: Tensor, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
+    """Whether all of a table (L_A, L_B) leans to the diagonal, not only its best match.
+
+    Returns the correlation, over layer pairs, of the entries less their row and column means with
+    how near the two layers are in relative depth, and its p-value: the share of orders of the
+    shallower model's layers with as large a correlation (all of them, or `draws` random ones).
+    Raises ValueError as `hungarian` does.
+    """
+    values = _as_table(table)
+    values = values if values.shape[0] <= values.shape[1] else values.T
+    rows, columns = (np.linspace(0, 1, n) for n in values.shape)
+    near = without_means(torch.tensor(-np.abs(rows[:, None] - columns)))
+    left = without_means(torch.tensor(values))
+    products = (near @ left.T / (near.norm() * left.norm())).numpy()  # (place, layer)
+    n = len(products)
+    if math.factorial(n) <= EXACT:
+        orders = np.array(list(permutations(range(n))))
+    else:
+        dice = np.random.default_rng(seed).random((as_count(draws, name="draws"), n))
+        orders = np.concatenate([np.arange(n)[None], dice.argsort(1)])
+    found = products[np.arange(n), orders].sum(1)
+    return float(found[0]), float((found >= found[0] - 1e-12).mean())

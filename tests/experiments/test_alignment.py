@@ -12,6 +12,7 @@ from embspace_helpers.experiments.alignment import (
     Kernels,
     alignment,
     hungarian,
+    near_diagonal,
     rows_of,
     without_means,
 )
@@ -240,3 +241,25 @@ def test_twins_lie_on_the_diagonal_over_words_and_not_over_features(twin):
     ids, others = shared_tokens(twin, b)
     shuffled = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
     assert alignment(twin, b, "V", tokens=(ids, shuffled)).best.mean() < 0.1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_near_diagonal_against_all_orders(turned):
+    table = random(4, 6, seed=9)
+    near = -np.abs(np.linspace(0, 1, 4)[:, None] - np.linspace(0, 1, 6))
+
+    def correlation(values):
+        left, right = (without_means(torch.tensor(x)).numpy().ravel() for x in (values, near))
+        return left @ right / np.linalg.norm(left) / np.linalg.norm(right)
+
+    others = [correlation(table.numpy()[list(m)]) for m in itertools.permutations(range(4))]
+    r, p = near_diagonal(table.T if turned else table)
+    close(r, others[0])
+    close(p, np.mean([x >= others[0] - 1e-12 for x in others]))
+
+
+def test_near_diagonal_draws_orders_of_deep_models():
+    table = -(torch.arange(12.0)[:, None] / 11 - torch.arange(20.0) / 19).abs()
+    r, p = near_diagonal(table, draws=999)
+    close(r, 1.0)
+    assert math.isclose(p, 1 / 1000)
