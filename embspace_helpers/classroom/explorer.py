@@ -83,14 +83,20 @@ def search_box(atlases: Mapping[str, Searchable], text: str = "ocean sea",
     return widgets.VBox([widgets.HBox([words, names, groups]), shown])
 
 
-def try_any(function: Callable, **ranges: tuple[int, int]) -> widgets.Widget:
-    """Controls for the whole numbers that `function` takes: `try_any(report, layer=(0, 5))`.
+def try_any(function: Callable, **ranges: tuple[int, int] | str) -> widgets.Widget:
+    """Controls for the numbers and texts that `function` takes: `try_any(report, layer=(0, 5))`.
 
     A number with few values gets a slider, one with many a field to type in, such as the 768
-    neurons of a layer. Starts with the function's own defaults, or the first value.
+    neurons of a layer. Starts with the function's own defaults, or the first value. A text is
+    given as what stands in its box at first: `try_any(verdicts, review="Loved it.")`.
     """
-    controls = {}
-    for name, (least, most) in ranges.items():
+    controls: dict[str, widgets.Widget] = {}
+    for name, given in ranges.items():
+        if isinstance(given, str):
+            controls[name] = widgets.Textarea(given, description=name, continuous_update=False,
+                                              layout=widgets.Layout(width="60%"))
+            continue
+        least, most = given
         kind = widgets.IntSlider if most - least < SLIDER else widgets.BoundedIntText
         start = _default(function, name, least)
         controls[name] = kind(value=start, min=least, max=most, description=name)

@@ -7,6 +7,7 @@ names the stream that enters block l; l = L is the stream behind the last block,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from tqdm.auto import tqdm
 from embspace_helpers.experiments.classifiers import Classifier
 from embspace_helpers.experiments.kernels import Translation
 from embspace_helpers.reading.activations import BAR_AFTER, hooked, padded, run
-from embspace_helpers.reading.arrays import as_index, as_model
+from embspace_helpers.reading.arrays import as_index, as_model, as_texts
 from embspace_helpers.reading.model import Model
+from embspace_helpers.reading.sources import DATA
 
+STITCHING = DATA / "stitching.csv"
 LAST = 3  # layers of the classifier that go with its head, as in the paper
 
 
@@ -88,6 +91,38 @@ def _keep_streams(p: Any, layers: Sequence[int], kept: dict[int, Tensor]) -> Ite
 def positions(found: Iterable[Stream], layer: int) -> Tensor:
     """The states of one layer at all positions of all texts, (n, d), padding left out."""
     return torch.cat([s.states[layer][s.mask.bool()] for s in found])
+
+
+def common_ends(host: Model, guest: Model, texts: Sequence[str] | str,
+                length: int = 256) -> Tensor:
+    """Where tokens of both models end at the same character: (n, 3), text and place in each.
+
+    Two tokenizers cut a text differently; behind such a place both models have read the same.
+    Raises ValueError for a tokenizer that does not tell where its tokens stand (a slow one).
+    """
+    ends = [_token_ends(as_model(model), as_texts(texts), length) for model in (host, guest)]
+    found = []
+    for i, (here, there) in enumerate(zip(*ends)):
+        place = {end: j for j, end in enumerate(here) if end}  # the last token that ends there
+        found += [(i, place[end], j) for j, end in enumerate(there) if end in place]
+    return torch.tensor(found).reshape(-1, 3)
+
+
+def _token_ends(model: Model, texts: list[str], length: int) -> list[list[int]]:
+    """The character behind every token of every text; 0 for the tokenizer's own extras."""
+    if not model.tokenizer.is_fast:
+        raise ValueError(f"the tokenizer of {model.name or 'this model'} does not tell where its "
+                         "tokens stand in a text: a fast one does")
+    rows = model.tokens(texts, length)
+    found = model.tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+    return [[end for _, end in offsets[: len(row)]] for row, offsets in zip(rows, found)]
+
+
+def paired_states(found: Iterable[Stream], layer: int, places: Tensor) -> Tensor:
+    """The states of one layer at places (n, 2) of (text, position): (n, d)."""
+    found = list(found)
+    row = {int(t): (s, i) for s in found for i, t in enumerate(s.texts)}
+    return torch.stack([row[t][0].states[layer][row[t][1], j] for t, j in places.tolist()])
 
 
 # ---------------------------------------------------------------- the guest's last layers
@@ -180,19 +215,63 @@ def zero_point(own: Tensor, stitched: Tensor) -> Tensor:
     return stitched.mean(-1, keepdim=True) - own.mean(-1, keepdim=True)
 
 
+def pairs_right(margins: Tensor, praise: Tensor) -> Tensor:
+    """Share of all pairs, one praise and one blame, in which the praise has the larger margin.
+
+    `margins` (..., n), `praise` (n,) of bool: (...). It does not depend on where zero lies, and is
+    the area under the ROC curve; 0.5 is chance.
+    """
+    high, low = margins[..., praise], margins[..., ~praise]  # (..., p), (..., q)
+    return (high[..., :, None] > low[..., None, :]).float().mean((-2, -1))
+
+
 @torch.no_grad()
 def likelihood(guest: Model, found: Iterable[Stream], layer: int, translation: Translation,
-               last: int = LAST) -> float:
+               last: int = LAST, ids: Tensor | None = None) -> float:
     """Mean log-likelihood of the next token (nats), by the stitched *language model*; no label.
 
-    `guest` is the pretrained model A, whose vocabulary the streams' tokens must be from.
+    `guest` is the pretrained model A. `ids` (e_B,): A's id of every token of the host, -1 where
+    there is none (it does not count then); default: the two vocabularies are one.
     """
     total, count = 0.0, 0
     for stream in found:
         states = run_from(guest, translation(stream.states[layer]), stream.mask, last)
-        there = stream.mask[:, 1:].bool()
+        gold = stream.ids if ids is None else ids[stream.ids]
+        there = stream.mask[:, 1:].bool() & (gold[:, 1:] >= 0)
         logits = (states[:, :-1][there] @ guest.parameters.E_out.to(states.dtype)).float()
-        gold = stream.ids[:, 1:][there]
+        gold = gold[:, 1:][there]
         total += -nn.functional.cross_entropy(logits, gold, reduction="sum").item()
         count += len(gold)
     return total / count
+
+
+@torch.no_grad()
+def own_text(model: Model, n: int = 128, length: int = 128, seed: int = 0) -> list[list[int]]:
+    """Rows of tokens (n, length) that a language model writes itself, sampled as it predicts.
+
+    It begins with its start token, which is left out of what is returned.
+    """
+    inner = as_model(model).model
+    start = torch.full((n, 1), inner.config.bos_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        rows = inner.generate(start, attention_mask=torch.ones_like(start), do_sample=True,
+                              max_new_tokens=length, min_new_tokens=length, top_k=0,
+                              pad_token_id=inner.config.bos_token_id, use_cache=True)
+    return rows[:, 1:].tolist()
+
+
+def displacement_only(classifier: Classifier, before: Model) -> Classifier:
+    """A copy of the classifier whose free matrices are only what fine-tuning added.
+
+    The variant of the authors' code: pretrained weights subtracted, norms and biases left alone.
+    """
+    changed = copy.deepcopy(classifier)
+    old = dict(as_model(before).model.base_model.named_parameters())
+    p = changed.model.parameters
+    inside = {id(weight) for block in p.blocks for weight in block.parameters()}
+    with torch.no_grad():
+        for name, weight in changed.base.named_parameters():
+            if id(weight) in inside and weight.ndim > 1:
+                weight -= old[name].to(weight.dtype)
+    return changed

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from ipywidgets import BoundedIntText, IntSlider
+from ipywidgets import BoundedIntText, IntSlider, Textarea
 
 from embspace_helpers.classroom.explorer import look_up, search_box, try_any
 
@@ -85,3 +85,15 @@ def test_without_a_default_the_first_value_is_taken():
 
     try_any(report, head=(2, 5))
     assert seen == [2]
+
+
+def test_a_text_has_a_box_to_type_in():
+    seen = []
+
+    def verdicts(review, layer=3):
+        seen.append((review, layer))
+
+    box, _ = try_any(verdicts, review="Loved it.", layer=(0, 6)).children[0].children
+    assert isinstance(box, Textarea) and seen[-1] == ("Loved it.", 3)
+    box.value = "Hated it."
+    assert seen[-1] == ("Hated it.", 3)

@@ -2,15 +2,21 @@
 
 import pytest
 import torch
-from tiny_models import close, random, tiny_model
+from sklearn.metrics import roc_auc_score
+from tiny_models import byte_level, close, random, tiny, tiny_model, word_level
 
-from embspace_helpers import capture
+from embspace_helpers import Model, capture
 from embspace_helpers.experiments.classifiers import Classifier, predict
 from embspace_helpers.experiments.kernels import Translation, embedding_kernel
 from embspace_helpers.experiments.stitching import (
+    common_ends,
+    displacement_only,
     likelihood,
     margin,
     margins,
+    own_text,
+    paired_states,
+    pairs_right,
     positions,
     run_from,
     stitch,
@@ -122,6 +128,31 @@ def test_the_zero_point_moves_the_mean():
     close(moved - moved.mean(1, keepdim=True), stitched - stitched.mean(1, keepdim=True))
 
 
+def test_pairs_right_do_not_depend_on_zero():
+    found, praise = random(2, 60), random(60, seed=1) > 0.3
+    for row, share in zip(found, pairs_right(found, praise)):
+        close(share, roc_auc_score(praise, row), 1e-6)
+    assert torch.equal(pairs_right(found + 9, praise), pairs_right(found, praise))
+
+
+def test_a_model_writes_text_of_its_own():
+    model = Model(tiny("gpt2").float(), tiny_model("gpt2").tokenizer)
+    found = own_text(model, 5, 7, seed=1)
+    assert [len(row) for row in found] == [7] * 5 and max(map(max, found)) < 40
+    assert found == own_text(model, 5, 7, seed=1) != own_text(model, 5, 7, seed=2)
+
+
+def test_only_the_displacement_is_left():
+    before, classifier = tiny_model("gpt2"), a_classifier("gpt2")
+    block = classifier.model.parameters.blocks[1]
+    moved = random(*block.mlp.c_fc.weight.shape)
+    block.mlp.c_fc.weight += moved
+    found = displacement_only(classifier, before).model.parameters.blocks
+    close(found[1].mlp.c_fc.weight, moved)
+    assert not found[0].mlp.c_fc.weight.any() and found[1].mlp.c_fc.bias.any()
+    assert not torch.equal(block.mlp.c_fc.weight, moved)  # a copy was changed
+
+
 def test_likelihood_is_that_of_the_language_model():
     model = tiny_model("gpt2")
     tokens = model.tokens(TEXTS)
@@ -132,6 +163,29 @@ def test_likelihood_is_that_of_the_language_model():
     expected = [scores[i, t, ids[i, t + 1]] for i, row in enumerate(tokens)
                 for t in range(len(row) - 1)]
     close(found, torch.stack(expected).mean(), 1e-6)
+
+
+def test_tokens_of_the_host_that_the_guest_lacks_do_not_count():
+    model = tiny_model("gpt2")
+    tokens = model.tokens(["1 2 3 4 5"])
+    ids = torch.arange(40)
+    ids[[3, 5]] = -1
+    found = likelihood(model, streams(model, tokens), 1, identity(12), last=1, ids=ids)
+    with torch.no_grad():
+        scores = model.model(torch.tensor(tokens)).logits[0].log_softmax(-1)
+    close(found, (scores[0, tokens[0][1]] + scores[2, tokens[0][3]]) / 2, 1e-6)
+
+
+def test_places_where_tokens_of_both_end():
+    one = Model(tiny("gpt2"), byte_level([" ", "a", "b", "c"]))
+    two = Model(tiny("mistral"), word_level(["?", "ab", "c"], unk_token="?"))
+    texts = ["ab c", "c ab c"]
+    found = common_ends(one, two, texts)  # one reads byte by byte, two word by word
+    assert found.tolist() == [[0, 1, 0], [0, 3, 1], [1, 0, 0], [1, 3, 1], [1, 5, 2]]
+    states = list(streams(one, one.tokens(texts), [1], batch=1))
+    picked = paired_states(states, 1, found[:, :2])
+    cache = capture(one, texts, None, "states").states[0]
+    close(picked, cache[[1, 3, 4, 7, 9]])
 
 
 def test_wrong_input_is_told():
