@@ -12,7 +12,8 @@ notebooks takes some seconds longer. EMBSPACE_CALIBRATION=1.2 gives its seconds 
 
 `budget.json` beside this file holds each notebook's multiple, null where none is measured yet.
 With EMBSPACE_ENFORCE_BUDGET=1, as in .ci/run, a notebook that takes more than twice its budget
-fails, and so does one without a budget. EMBSPACE_BUDGET names another file.
+fails, and so does one without a budget. Before it fails the loop is timed again, and the slower
+of the two counts: the machine may have become slower since. EMBSPACE_BUDGET names another file.
 """
 
 import argparse
