@@ -21,6 +21,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from embspace_helpers.experiments.controls import mixtures, random_directions
 from embspace_helpers.reading.arrays import as_count, as_model
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.shared_tokens import shared_tokens
@@ -30,7 +31,7 @@ from embspace_helpers.reading.spaces import READINGS, as_reading, reading_map
 ALIGNMENT_RESULTS = DATA / "alignment.csv"
 SPACES = ("embedding", "feature")
 DICTIONARY = "dictionary"  # the reading through the dictionary of each layer
-WRITERS = ("V", "W_O")
+WRITERS, CONTROLS = ("V", "W_O"), ("mixtures", "random")
 EXACT = 50_000  # as many ways to match are gone through one by one; of more, random ones
 Tokens = tuple[Tensor, Tensor]  # ids of the same tokens in two models, (m,) each
 Group = str | tuple[str, str]
@@ -126,16 +127,19 @@ def _products(E: Tensor, F: Tensor, ids: Tensor, others: Tensor,
 
 
 def rows_of(model: Model, group: str, layer: int, reading: str = "transpose",
-            texts: Sequence[str] | None = None, fold_norm: bool = False) -> Tensor:
+            texts: Sequence[str] | None = None, fold_norm: bool = False,
+            control: str | None = None, seed: int = 0) -> Tensor:
     """Rows (n, d) of a group, so turned that their products with E are those of the reading.
 
     `reading`: one of the `READINGS`, or "dictionary": readers through the dictionary of their
-    layer, fitted on `texts` (None: on every token alone). Raises ValueError for other readings,
-    and for writers through a dictionary.
+    layer, fitted on `texts` (None: on every token alone). `control`: other vectors in the rows'
+    place, read in the same way, drawn from `seed`: "mixtures" of the layer's rows, with their mean
+    and covariance, or "random" ones. Raises ValueError for other readings and controls, and for
+    writers through a dictionary.
     """
     if group == "K" and "K" not in model.parameters.key_kinds:
         group = model.parameters.key_kinds[0]
-    rows = model.parameters.vectors(group, layer, fold_norm)
+    rows = _other(model.parameters.vectors(group, layer, fold_norm), control, [seed, layer])
     if reading == DICTIONARY:
         if group in WRITERS:
             raise ValueError(f"{group} writes to the stream: only readers, such as K or W_Q, are "
@@ -149,16 +153,27 @@ def rows_of(model: Model, group: str, layer: int, reading: str = "transpose",
     return rows if turned is None else rows @ turned
 
 
+def _other(rows: Tensor, control: str | None, seeds: Sequence[int]) -> Tensor:
+    """The rows (n, d), or a control's in their place."""
+    if control not in (None, *CONTROLS):
+        raise ValueError(f"no control {control!r}: there are {', '.join(CONTROLS)}")
+    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+    if control == "mixtures":
+        return mixtures(rows, seed=seed)[0]
+    return rows if control is None else random_directions(*rows.shape, seed).to(rows.dtype)
+
+
 @torch.no_grad()
 def alignment(a: Model, b: Model, group: Group, space: str = "embedding",
               reading: str = "transpose", tokens: Tokens | None = None,
               texts: Sequence[str] | None = None, fold_norm: bool = False, block: int = 1024,
-              kernels: Kernels | None = None) -> Alignment:
+              kernels: Kernels | None = None, control: str | None = None) -> Alignment:
     """How alike every layer of a is to every layer of b in a group of parameters.
 
     `group`: "K", "V", "W_Q", ... or a pair, a's and b's; "K" stands for gate keys where a model
     has these. `space`: "embedding", over the shared tokens, or "feature", number by number, where
-    widths agree. `reading`, `texts`, `fold_norm`: see `rows_of`, for embedding space only.
+    widths agree. `reading`, `texts`, `fold_norm`, `control`: see `rows_of`; another reading is for
+    embedding space only.
     `tokens`: ids in a and in b, default all that are shared. `kernels`: of these two models, to
     be made once for several groups. Memory beyond the weights: a copy of b's rows and one layer
     of a's, whatever the number of pairs. Raises ValueError for what does not fit.
@@ -170,12 +185,12 @@ def alignment(a: Model, b: Model, group: Group, space: str = "embedding",
         raise ValueError(f"reading = {reading!r} is of embedding space: in feature space rows are "
                          "compared as they are")
     kernels = Kernels(a, b, space, tokens) if kernels is None else kernels
-    Q = [kernels.unit(rows_of(b, two, j, reading, texts, fold_norm), "b")
+    Q = [kernels.unit(rows_of(b, two, j, reading, texts, fold_norm, control, 1), "b")
          for j in range(b.parameters.L)]
     mean = torch.zeros(a.parameters.L, len(Q), dtype=torch.float64)
     best = torch.zeros_like(mean)
     for i in range(a.parameters.L):
-        rows = rows_of(a, one, i, reading, texts, fold_norm)
+        rows = rows_of(a, one, i, reading, texts, fold_norm, control, 0)
         P = kernels.unit(rows, "a") @ kernels.ab  # (n, d_B)
         for j, other in enumerate(Q):
             mean[i, j], best[i, j] = _tally(P, other, block)

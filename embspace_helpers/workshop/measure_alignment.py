@@ -6,6 +6,7 @@ Rows of the file that are measured anew are replaced.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -26,21 +27,27 @@ GROUPS = ("K", "V", "W_Q", "W_K", "W_V", "W_O")
 KEY = ["a", "b"]  # what is measured in one go, in the table of results
 
 
-def rows(found: Alignment, reading: str) -> pd.DataFrame:
+def rows(found: Alignment, reading: str, control: str = "given") -> pd.DataFrame:
     """A row for every pair of layers."""
     places = [(i, j) for i in range(len(found.mean)) for j in range(found.mean.shape[1])]
-    return pd.DataFrame({"group": found.group, "reading": reading, "tokens": found.tokens,
-                         "layer_a": [i for i, _ in places], "layer_b": [j for _, j in places],
-                         "mean": found.mean.flatten(), "best": found.best.flatten()})
+    return pd.DataFrame({"group": found.group, "reading": reading, "control": control,
+                         "tokens": found.tokens, "layer_a": [i for i, _ in places],
+                         "layer_b": [j for _, j in places], "mean": found.mean.flatten(),
+                         "best": found.best.flatten()})
 
 
 def measure(one: str, two: str, texts: int) -> pd.DataFrame:
-    """All groups through E, and the readers through dictionaries of so many embedded reviews."""
+    """All groups through E, and the readers through dictionaries of so many embedded reviews.
+
+    Random vectors through the same dictionaries are the control.
+    """
     a, b = load(one), load(two)
     kernels, reviews = Kernels(a, b), load_reviews("train", texts)["text"].tolist()
     tables = [rows(alignment(a, b, group, kernels=kernels), "transpose") for group in GROUPS]
-    tables += [rows(alignment(a, b, group, reading=DICTIONARY, texts=reviews, kernels=kernels),
-                    DICTIONARY) for group in GROUPS if group not in WRITERS]
+    for group, control in product((g for g in GROUPS if g not in WRITERS), (None, "random")):
+        found = alignment(a, b, group, reading=DICTIONARY, texts=reviews, kernels=kernels,
+                          control=control)
+        tables.append(rows(found, DICTIONARY, control or "given"))
     return pd.concat(tables).assign(a=Path(one).name, b=Path(two).name)
 
 

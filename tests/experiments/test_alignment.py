@@ -125,6 +125,28 @@ def test_a_turned_model_moves_in_feature_space_only():
     assert (alignment(a, b, "V", "feature").mean - before["feature"]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("control", ["mixtures", "random"])
+def test_controls_take_the_rows_place_and_go_through_the_same_reading(pair, control):
+    a, b = pair
+    ids = torch.arange(1, 39)
+    found = alignment(a, b, "K", reading="orthogonal", control=control)
+    x, y = (rows_of(m, "K", 1, control=control, seed=seed) for m, seed in ((a, 0), (b, 1)))
+    assert x.shape == a.parameters.K(1).shape and not torch.equal(x, a.parameters.K(1))
+    E, F = (m.space("orthogonal").columns(ids) for m in pair)
+    close(found.mean[1, 1], abs(directly(x, y, E, F)).mean(), 1e-7)
+    again = alignment(a, b, "K", reading="orthogonal", control=control)
+    assert torch.equal(found.mean, again.mean)
+
+
+def test_controls_of_two_layers_and_models_differ():
+    a = tiny_model("gpt2")
+    drawn = [rows_of(a, "V", layer, control="random", seed=s) for layer in (0, 1) for s in (0, 1)]
+    assert len({x.sum().item() for x in drawn}) == 4
+    mixed = rows_of(a, "V", 0, control="mixtures")
+    rank = torch.linalg.matrix_rank(torch.cat([mixed, a.parameters.V(0)]))
+    assert rank == torch.linalg.matrix_rank(a.parameters.V(0))
+
+
 def test_a_row_of_zeros_correlates_with_nothing():
     a, b = tiny_model("gpt2"), another("gpt2")
     kernels = Kernels(a, b)
@@ -151,6 +173,7 @@ def test_no_more_than_a_block_is_in_memory():
     ({"group": "K", "reading": "magic"}, "no reading 'magic': there are transpose"),
     ({"group": "V", "reading": "dictionary"}, "only readers"),
     ({"group": "K", "block": 0}, "block = 0"),
+    ({"group": "K", "control": "noise"}, "no control 'noise': there are mixtures, random"),
     ({"group": "K", "tokens": torch.arange(4)}, "must be a pair"),
     ({"group": "K", "tokens": (torch.arange(4), torch.arange(5))}, "as many in a as in b"),
     ({"group": "K", "tokens": (torch.arange(4), torch.arange(40, 44))}, "ids 0 to 39"),
