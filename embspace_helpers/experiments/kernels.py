@@ -132,23 +132,3 @@ def random_kernel(like: Translation, seed: int = 0) -> Translation:
     """A kernel of independent normal entries with the Frobenius norm of `like`'s."""
     drawn = torch.randn(like.matrix.shape, generator=torch.Generator().manual_seed(seed))
     return Translation(drawn * like.matrix.norm() / drawn.norm(), torch.zeros_like(like.offset))
-
-
-def noise(states: Tensor, n: int, clusters: int = 0,
-          seed: int = 0) -> Tensor:
-    """n vectors with the mean and covariance of `states` (m, d); or around drawn states.
-
-    `clusters`: 0 for one normal cloud; else so many of the states are drawn as centres, and each
-    vector is a random centre and a tenth of the cloud's spread.
-    """
-    X = states.double()
-    dice = torch.Generator().manual_seed(seed)
-    with one_thread():
-        values, axes = torch.linalg.eigh(torch.cov(X.T))
-    cloud = torch.randn(n, X.shape[1], generator=dice, dtype=X.dtype)
-    cloud = (cloud * values.clamp_min(0).sqrt()) @ axes.T
-    if not clusters:
-        return (X.mean(0) + cloud).to(states.dtype)
-    centres = X[torch.randperm(len(X), generator=dice)[:clusters]]
-    return (centres[torch.randint(len(centres), (n,), generator=dice)] + 0.1 * cloud).to(
-        states.dtype)

@@ -2,11 +2,12 @@
 
     python -m embspace_helpers.stitching build/classifiers/*.safetensors --hosts twin-b wide-w
 
-Test reviews come in chunks, in the order of their hash. Every recipe at every layer is measured on
-half of the first chunk, controls on the first, the recipes at their chosen layers on all. The table
-is renewed after every chunk: stopped and run again, the command goes on with what is missing, such
-as classifiers that were not there before. Nothing is chosen by labels: a recipe's layer is the one
-at which the stitched *language model* finds unlabelled reviews least surprising.
+Test reviews come in chunks, in the order of their hash. The recipes at their chosen layers are
+measured on all; the paper's and two more at every layer, and the controls, on a part of the first
+`--sweeps` chunks. The table is renewed after every chunk: stopped and run again, the command goes
+on with what is missing, such as classifiers that were not there before. Nothing is chosen by
+labels: a recipe's layer is the one at which the stitched *language model* finds unlabelled reviews
+least surprising.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from embspace_helpers.experiments.kernels import (
     shuffled_kernel,
     word_kernel,
 )
+from embspace_helpers.experiments.noise import noise_in_place, token_noise
 from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.experiments.stitching import (
     LAST,
@@ -63,8 +65,8 @@ WRITTEN = 128  # texts that the guest writes itself
 CHUNK = 500  # test reviews
 PERSON = "first person"  # another task: does a text speak of its writer more than most do?
 MANY_I = 0.016  # a share of words; the median of IMDB's training reviews
-SWEPT = ("paper", "matched", "fitted")  # at every layer, on so many reviews of the first chunk:
-LAYERS_ON = 200
+SWEPT = ("paper", "matched", "fitted")  # at every layer
+SWEPT_ON, CONTROLS_ON = 100, 200  # reviews of a chunk, for --sweeps
 Wanted = dict[tuple[str, int], tuple[int, Translation]]  # (recipe, layer) -> (layer, translation)
 
 
@@ -184,36 +186,12 @@ def controls(host: Model, guest: Guest, chosen: Mapping[str, int], wanted: Wante
     found.append(replace(real, kind="displacement only", classifiers=plain))
     untrained = load(host.name, untrained=True)
     new = recipes(untrained, guest, {at, fit_at})
+    untrained.model.bfloat16()
     found.append(Pass("untrained host", untrained, {key: new[key] for key in both}, few))
     kinds = {kind: others for kind, others in guest.many.items() if kind}
     if PERSON in kinds:
         kinds[f"{PERSON}, its own task"] = kinds[PERSON]
     return found + [replace(real, kind=k, classifiers=others) for k, others in kinds.items()]
-
-
-def noise_in_place(found: Iterable[Stream]) -> Iterator[Stream]:
-    """Streams whose states are normal noise with each layer's mean and spread."""
-    for s in found:
-        dice = torch.Generator().manual_seed(int(s.texts[0]))
-        yield replace(s, states={i: _alike(torch.randn(x.shape, generator=dice), x, s.mask)
-                                 for i, x in s.states.items()})
-
-
-def token_noise(found: Iterable[Stream]) -> Iterator[Stream]:
-    """Streams of clustered noise: every token is one random vector, wherever it stands."""
-    for s in found:
-        states = {}
-        for i, x in s.states.items():
-            codes = torch.randn(int(s.ids.max()) + 1, x.shape[-1],
-                                generator=torch.Generator().manual_seed(i))
-            states[i] = _alike(codes[s.ids], x, s.mask)
-        yield replace(s, states=states)
-
-
-def _alike(drawn: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-    """Normal numbers with the mean and spread that the states have over all their positions."""
-    real = states[mask.bool()]
-    return real.mean(0) + drawn * real.std(0)
 
 
 def first_person(reviews: pd.DataFrame) -> Tensor:
@@ -244,7 +222,8 @@ def counted(one: Pass, guest: Guest, reviews: pd.DataFrame) -> list[dict]:
     `right_zero`: after the margins were moved so that on unlabelled reviews their mean is that of
     the classifier itself.
     """
-    reviews = reviews[:LAYERS_ON] if one.kind == "layers" else reviews
+    if one.kind not in ("own", "chosen"):
+        reviews = reviews[: SWEPT_ON if one.kind == "layers" else CONTROLS_ON]
     found, zero = one.margins(guest.model.tokens(reviews["text"].tolist())), {}
     if one.kind in ("layers", "chosen", "real"):
         own = replace(one, host=guest.model, wanted={("own", 0): (guest.layer, guest.unchanged)})
@@ -270,8 +249,8 @@ def measure(part: Path, passes: Iterable[Pass], guest: Guest, reviews: pd.DataFr
         done = set(old.loc[old["kind"] == one.kind, "seed"])
         missing = {seed: x for seed, x in one.classifiers.items() if seed not in done}
         if missing:
-            rows = pd.DataFrame(counted(replace(one, classifiers=missing), guest, reviews))
-            rows = rows.assign(guest=guest.name, host=part.name.split("+")[0])
+            rows = pd.DataFrame(counted(replace(one, classifiers=missing), guest, reviews)).assign(
+                guest=guest.name, host=part.name.split("+")[0])
             save_table(rows if old.empty else pd.concat([old, rows]), part)
             print(f"{part.stem}: {one.kind}, {len(rows)} rows", flush=True)
 
@@ -284,6 +263,39 @@ def merged(folder: Path) -> pd.DataFrame:
     return table.merge(choices, "left", ["guest", "host", "recipe", "layer"])
 
 
+def bag_of_words(data: str | Path, reviews: pd.DataFrame) -> pd.DataFrame:
+    """A row for logistic regression on which words a text has, from as many labelled reviews."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    train = load_reviews("train", min(6000, len(load_reviews("train", source=data))), 1, data)
+    model = make_pipeline(CountVectorizer(binary=True), LogisticRegression(C=0.1, max_iter=1000))
+    right = model.fit(train["text"], train["label"]).predict(reviews["text"]) == reviews["label"]
+    return pd.DataFrame([dict.fromkeys(KEY, "none") | {
+        "kind": "bag of words", "layer": 0, "last": 0, "seed": 1, "reviews": len(reviews),
+        "right": int(right.sum())}])
+
+
+def plan(name: str, guest: Guest, parts: Path) -> tuple[str, tuple[list[Pass], list[Pass]]]:
+    """What is measured on a host: its label, and the passes of the first chunks and of all."""
+    host, real = load(name), guest.many[""]
+    wanted = recipes(host, guest, range(host.parameters.L + 1))
+    label = f"{Path(name).name}+{Path(guest.name).name}"
+    file = parts / f"{label}.choice"
+    if not file.exists():
+        save_table(choice(host, guest, wanted).assign(guest=guest.name, host=Path(name).name), file)
+    chosen = pd.read_csv(file)
+    best = chosen[chosen["chosen"]].set_index("recipe")["layer"].to_dict()
+    own = {("own", guest.layer): (guest.layer, guest.unchanged)}
+    picked = {(r, i): wanted[r, i] for r, i in best.items()}
+    swept = {key: x for key, x in wanted.items() if key[0] in SWEPT}
+    first = [Pass("layers", host, swept, real), *controls(host, guest, best, wanted)]
+    host.model.bfloat16()  # from here on it only runs
+    return label, (first, [Pass("own", guest.model, own, real),
+                           Pass("chosen", host, picked, real)])
+
+
 def work(args: argparse.Namespace) -> None:
     """What `main` is asked for."""
     name = read_facts(args.files[0])["model"]
@@ -291,24 +303,15 @@ def work(args: argparse.Namespace) -> None:
     guest = Guest([*args.files, other], args.data)
     test = load_reviews("test", args.reviews, source=args.data)
     chunks = [test[i : i + CHUNK] for i in range(0, len(test), CHUNK)]
-    plans = {}
-    for name in args.hosts:
-        host = load(name)
-        wanted = recipes(host, guest, range(host.parameters.L + 1))
-        label = f"{Path(name).name}+{Path(guest.name).name}"
-        chosen = choice(host, guest, wanted).assign(guest=guest.name, host=Path(name).name)
-        save_table(chosen, args.parts / f"{label}.choice")
-        best = chosen[chosen["chosen"]].set_index("recipe")["layer"].to_dict()
-        real = guest.many[""]
-        own = {("own", guest.layer): (guest.layer, guest.unchanged)}
-        picked = {(r, i): wanted[r, i] for r, i in best.items()}
-        swept = {key: x for key, x in wanted.items() if key[0] in SWEPT}
-        plans[label] = ([Pass("layers", host, swept, real), *controls(host, guest, best, wanted)],
-                        [Pass("own", guest.model, own, real), Pass("chosen", host, picked, real)])
+    with torch.autocast("cpu", torch.bfloat16):
+        plans = dict(plan(name, guest, args.parts) for name in args.hosts)
+    words = args.parts / "none+bag of words.csv"
+    if not words.exists():
+        save_table(bag_of_words(args.data, chunks[0]), words)
     for number, chunk in enumerate(chunks):
         for label, (first, later) in plans.items():
             part = args.parts / f"{label}+{number:03}.csv"
-            measure(part, (*later, *first) if number == 0 else later, guest, chunk)
+            measure(part, (*later, *first) if number < args.sweeps else later, guest, chunk)
             save_table(merged(args.parts).round(4), args.out)
 
 
@@ -321,9 +324,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hosts", nargs="+", default=["twin-b", "wide-w"])
     parser.add_argument("--data", default=HUB_NAME, help="hub name or folder (default %(default)s)")
     parser.add_argument("--reviews", type=int, default=25_000, help="test reviews")
+    parser.add_argument("--sweeps", type=int, default=1,
+                        help="chunks that every layer and the controls are measured on")
     parser.add_argument("--parts", type=Path, default=Path("build/stitching"),
                         help="folder for what is measured, chunk by chunk")
     parser.add_argument("--out", type=Path, default=STITCHING, help="table to write")
     args = parser.parse_args(arguments)
-    with torch.autocast("cpu", torch.bfloat16):
-        work(args)
+    work(args)

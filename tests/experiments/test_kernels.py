@@ -11,7 +11,6 @@ from embspace_helpers.experiments.kernels import (
     embedding_kernel,
     fitted,
     matched,
-    noise,
     random_kernel,
     shuffled_kernel,
     word_kernel,
@@ -92,20 +91,6 @@ def test_a_random_kernel_has_the_others_norm(pair):
     drawn = random_kernel(kernel, 1)
     close(drawn.matrix.norm(), kernel.matrix.norm(), SINGLE)
     assert not torch.equal(drawn.matrix, random_kernel(kernel, 2).matrix)
-
-
-def test_noise_has_the_moments_of_the_states():
-    states = random(400, 5) @ random(5, 5, seed=1) + 4
-    drawn = noise(states, 40_000)
-    close(drawn.mean(0), states.mean(0), 0.05)
-    close(torch.cov(drawn.T), torch.cov(states.T), 0.05)
-
-
-def test_clustered_noise_lies_around_states():
-    states = random(400, 5)
-    drawn = noise(states, 2_000, clusters=4)
-    nearest = torch.cdist(drawn, states).min(1).values
-    assert nearest.mean() < 0.5 < torch.cdist(noise(states, 2_000), states[:4]).min(1).values.mean()
 
 
 def test_wrong_input_is_told(pair):
