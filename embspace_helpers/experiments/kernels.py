@@ -59,7 +59,7 @@ def embedding_kernel(host: Model, guest: Model, weights: Tensor | None = None) -
     """
     E_B, E_A, ids = common_embeddings(host, guest)
     w = torch.ones(len(ids)) if weights is None else weights[ids]
-    return _plain(solve(E_A, E_A, w, E_B).T)
+    return _plain(solve(E_A, w, E_B).T)
 
 
 def word_kernel(host: Model, guest: Model, weights: Tensor | None = None) -> Translation:
@@ -69,14 +69,22 @@ def word_kernel(host: Model, guest: Model, weights: Tensor | None = None) -> Tra
     """
     E_B, E_A, ids = common_embeddings(host, guest)
     w = torch.ones(len(ids)) if weights is None else weights[ids]
-    return _plain(solve(E_B, E_B, w, E_A))
+    return _plain(solve(E_B, w, E_A))
 
 
-def solve(left: Tensor, right: Tensor, weights: Tensor, target: Tensor) -> Tensor:
-    """(left W right.T)^-1 left W target.T in float64, for (d, m), (d, m), (m,) and (d', m)."""
-    weighted = left.double() * weights.double()  # (d, m)
+def solve(E: Tensor, weights: Tensor, target: Tensor, chunk: int = 4096) -> Tensor:
+    """(E W E.T)^-1 E W target.T, (d, d'), for E (d, m), weights (m,) and target (d', m).
+
+    Sums run in float64 over chunks of columns: exact enough, without copies of E in it.
+    """
+    left = torch.zeros(len(E), len(E), dtype=torch.float64)
+    right = torch.zeros(len(E), len(target), dtype=torch.float64)
+    for e, w, t in zip(E.split(chunk, 1), weights.split(chunk), target.split(chunk, 1)):
+        weighted = e.double() * w.double()
+        left += weighted @ e.double().T
+        right += weighted @ t.double().T
     with one_thread():
-        return torch.linalg.solve(weighted @ right.double().T, weighted @ target.double().T)
+        return torch.linalg.solve(left, right)
 
 
 def _plain(matrix: Tensor) -> Translation:
@@ -125,7 +133,7 @@ def shuffled_kernel(host: Model, guest: Model, seed: int = 0) -> Translation:
     """The paper's kernel with the vocabulary shuffled: every word is taken for another one."""
     E_B, E_A, ids = common_embeddings(host, guest)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    return _plain(solve(E_A, E_A, torch.ones(len(ids)), E_B[:, order]).T)
+    return _plain(solve(E_A, torch.ones(len(ids)), E_B[:, order]).T)
 
 
 def random_kernel(like: Translation, seed: int = 0) -> Translation:
