@@ -82,13 +82,17 @@ class Kernels:
         self.size = len(ids)
         self.aa, self.bb, self.ab = _products(E, F, ids, others)
 
-    def unit(self, x: Tensor, side: str) -> Tensor:
-        """Rows of model "a" or "b", (n, d), scaled so that their products are correlations.
+    def inverse_lengths(self, x: Tensor, side: str) -> Tensor:
+        """What rows of model "a" or "b", (n, d), are scaled by for products to be correlations.
 
-        A row without variance, as one of zeros, becomes zeros.
+        (n, 1); 0 for a row without variance, as one of zeros.
         """
         variance = ((x @ (self.aa if side == "a" else self.bb)) * x).sum(1, keepdim=True)
-        return (x * variance.clamp_min(0).rsqrt()).nan_to_num(0, 0, 0)
+        return torch.where(variance > 0, variance.clamp_min(0).rsqrt(), 0)
+
+    def unit(self, x: Tensor, side: str) -> Tensor:
+        """Rows of model "a" or "b", (n, d), so scaled."""
+        return x * self.inverse_lengths(x, side)
 
     def pair(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows P (n, r), Q (m, r) with P @ Q.T the correlations of x (n, d_A) and y (m, d_B)."""
@@ -160,7 +164,8 @@ def _other(rows: Tensor, control: str | None, seeds: Sequence[int]) -> Tensor:
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     if control == "mixtures":
         return mixtures(rows, seed=seed)[0]
-    return rows if control is None else random_directions(*rows.shape, seed).to(rows.dtype)
+    n, d = rows.shape
+    return rows if control is None else random_directions(n, d, seed).to(rows.dtype)
 
 
 @torch.no_grad()
@@ -185,15 +190,15 @@ def alignment(a: Model, b: Model, group: Group, space: str = "embedding",
         raise ValueError(f"reading = {reading!r} is of embedding space: in feature space rows are "
                          "compared as they are")
     kernels = Kernels(a, b, space, tokens) if kernels is None else kernels
-    Q = [kernels.unit(rows_of(b, two, j, reading, texts, fold_norm, control, 1), "b")
-         for j in range(b.parameters.L)]
+    Q = [rows_of(b, two, j, reading, texts, fold_norm, control, 1) for j in range(b.parameters.L)]
+    scales = [kernels.inverse_lengths(rows, "b") for rows in Q]  # rows are often views: no copies
     mean = torch.zeros(a.parameters.L, len(Q), dtype=torch.float64)
     best = torch.zeros_like(mean)
     for i in range(a.parameters.L):
         rows = rows_of(a, one, i, reading, texts, fold_norm, control, 0)
         P = kernels.unit(rows, "a") @ kernels.ab  # (n, d_B)
-        for j, other in enumerate(Q):
-            mean[i, j], best[i, j] = _tally(P, other, block)
+        for j, (other, scale) in enumerate(zip(Q, scales)):
+            mean[i, j], best[i, j] = _tally(P, other * scale, block)
     name = one if one == two else f"{one}, {two}"
     return Alignment(mean, best, name, space, kernels.size)
 
