@@ -18,7 +18,8 @@ does:
   the same in the stored or in the new output. The scores are then compared place by place, and
   each word's own score may also differ by one step only.
 
-A figure must be drawn where one is stored, and nowhere else; its bytes are not compared.
+A figure must be drawn where one is stored, and nowhere else; its bytes are not compared. A progress
+bar, which only a slow machine shows, is no output.
 """
 
 import copy
@@ -32,6 +33,7 @@ from nbformat import NotebookNode
 
 TEXTS = ("text/plain", "text/html", "stdout")
 FIGURES = ("image/png", "image/jpeg", "image/svg+xml")
+BAR = re.compile(r"\d+%\|.*\|\s*\d+/\d+ ?\[")  # what tqdm's widget is as text
 SHOWN = 5  # differences of one output
 WIDTH = 240  # of a shown line
 
@@ -286,7 +288,7 @@ def settle(stored: list[NotebookNode], new: list[NotebookNode]) -> tuple[list, l
 
     Of the copies returned, a new text that holds is the stored one, and a figure has no bytes.
     """
-    stored, new = copy.deepcopy(stored), copy.deepcopy(new)
+    stored, new = without_bars(copy.deepcopy(stored)), without_bars(copy.deepcopy(new))
     differences = [f"{kind}: {before} stored, {now} now"
                    for kind, (before, now) in _counts(stored, new).items() if before != now]
     for holder, key, kind in _places([*stored, *new]):
@@ -300,6 +302,13 @@ def settle(stored: list[NotebookNode], new: list[NotebookNode]) -> tuple[list, l
         differences += found
         holder[key] = holder[key] if found else old
     return stored, new, differences
+
+
+def without_bars(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Leave out the outputs that are nothing but a progress bar."""
+    return [output for output in outputs
+            if not (output.output_type == "display_data"
+                    and BAR.search(output.get("data", {}).get("text/plain", "")))]
 
 
 def _places(outputs: list[NotebookNode]) -> Iterator[tuple[NotebookNode, str, str]]:

@@ -25,6 +25,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 from embspace_helpers.classroom.exercises import STUB
+from embspace_helpers.workshop.comparison import without_bars
 
 # Offline: a notebook must not need a network. Two threads: what Binder has, so that a machine
 # with many cores adds up in the same order and measures a comparable time. The threshold (see
@@ -138,6 +139,8 @@ def normalise(nb: NotebookNode) -> NotebookNode:
         cell.id = f"cell-{index:03d}"
         cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
         cell.pop("attachments", None)
+        if "outputs" in cell:
+            cell["outputs"] = without_bars(cell["outputs"])
         for output in cell.get("outputs", []):
             if WIDGET_VIEW in output.get("data", {}):
                 output["data"] = {"text/plain": NO_KERNEL}

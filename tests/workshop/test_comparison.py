@@ -207,6 +207,17 @@ def printed(text: str) -> nbformat.NotebookNode:
     return new_output("stream", name="stdout", text=text)
 
 
+def test_a_progress_bar_is_no_output():
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+    shown = "text:  38%|###8      | 3/8 [00:20<00:33,  6.7s/batch]"
+    bar = new_output("display_data", {"text/plain": shown, **view})
+    text = new_output("stream", name="stdout", text="38%| of 3/8 |")
+    assert settle([text], [bar, text]) == ([text], [text], [])
+    assert settle([text], [bar])[2] == ["stdout: 1 stored, 0 now"]
+    data = new_output("display_data", {"text/plain": "a table"})
+    assert settle([text], [text, data])[2]
+
+
 def test_settle_takes_over_what_holds_and_nothing_else():
     stored = [printed("a 0.31\n"), figure("old"), figure()]
     new = [printed("a 0.32\n"), figure("new"), figure()]
