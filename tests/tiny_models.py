@@ -202,3 +202,12 @@ def attention(module, query, key, value, attention_mask, scaling, **_):
 
 AttentionInterface.register("float64", attention)
 AttentionMaskInterface.register("float64", eager_mask)
+
+
+def another(kind, seed=1):
+    """A second tiny model of a kind, with other weights."""
+    model = tiny(kind)
+    with torch.no_grad():
+        for number, p in enumerate(model.parameters()):
+            p.copy_(p + 0.3 * random(*p.shape, seed=100 * seed + number))
+    return Model(model, numbers(kind))

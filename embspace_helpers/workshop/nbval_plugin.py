@@ -5,7 +5,7 @@ itself: kernels run offline, a trailing `;` hides a cell's value as in Jupyter, 
 noticed at once, and a table tells each notebook's wall time, its multiple of the calibration loop
 (see `cost`) and the peak memory of its kernel. A slow machine fails nothing. Environment:
 
-- EMBSPACE_MAX_MIB: the most memory a kernel may take, 1331 MiB (1.3 GiB) by default
+- EMBSPACE_MAX_MIB: the most memory a kernel may take, 1400 MiB by default
 - EMBSPACE_THREADS: the threads of a kernel, 2 by default, as on Binder
 - EMBSPACE_ENFORCE_BUDGET=1: hold the multiples against the budget, as .ci/run does
 - EMBSPACE_WRITE_BUDGET=1: write the budget anew, unless something fails
@@ -33,7 +33,7 @@ from embspace_helpers.workshop.cost import (
 )
 from embspace_helpers.workshop.notebooks import peak_memory, show_cost
 
-MAX_MIB = 1331  # 1.3 GiB: Binder gives 2 GB to the server and the kernel together
+MAX_MIB = 1400  # the goal is 1331, 1.3 GiB; the rest is for what other machines need
 LOOP = pytest.StashKey[float]()  # seconds of the calibration loop
 COSTS = pytest.StashKey[dict[str, tuple[float, float | None]]]()  # seconds, MiB
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import Sizes, close, numbers, random, tiny, tiny_model
+from tiny_models import Sizes, another, close, random, tiny_model
 
 from embspace_helpers.experiments.alignment import (
     Kernels,
@@ -16,18 +16,8 @@ from embspace_helpers.experiments.alignment import (
     rows_of,
     without_means,
 )
-from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.shared_tokens import shared_tokens
 from embspace_helpers.reading.spaces import READINGS
-
-
-def another(kind, seed=1):
-    """A second tiny model of a kind, with other weights."""
-    model = tiny(kind)
-    with torch.no_grad():
-        for number, p in enumerate(model.parameters()):
-            p.copy_(p + 0.3 * random(*p.shape, seed=100 * seed + number))
-    return Model(model, numbers(kind))
 
 
 def directly(x, y, E, F):

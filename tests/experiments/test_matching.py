@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_alignment import another
-from tiny_models import Sizes, close, random, tiny_model
+from tiny_models import Sizes, another, close, random, tiny_model
 
 from embspace_helpers import capture
 from embspace_helpers.experiments.alignment import Kernels
