@@ -16,6 +16,10 @@ PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 
+# Two files at a time, the notebooks, which take longest, first. WORKERS=0: one after the other.
+WORKERS ?= $(if $(COVERAGE),0,2)
+FILES_APART = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: help lab run test notebooks doctor atlases lint test-machines memory lock clean
 
 define check_python
@@ -29,7 +33,8 @@ help:
 	@echo "make lab            set up on first use, open JupyterLab on notebook 00"
 	@echo "make doctor         check this machine: one line a check"
 	@echo "make run            execute every notebook, write HTML to build/html"
-	@echo "make test           run all tests: helpers and notebooks (COVERAGE=yes measures)"
+	@echo "make test           run all tests: helpers and notebooks, two files at"
+	@echo "                    a time (WORKERS=0: one; COVERAGE=yes: which lines ran)"
 	@echo "For developers:"
 	@echo "make notebooks      execute every notebook in place (after a change)"
 	@echo "make lint           ruff on all code and notebooks, mypy on the helper"
@@ -49,7 +54,7 @@ run: atlases
 	$(PY) -m nbconvert --execute --to html --output-dir build/html notebooks/*.ipynb
 
 test: atlases
-	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest
+	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest $(FILES_APART)
 	$(if $(COVERAGE),$(PY) -m coverage report)
 
 notebooks: atlases

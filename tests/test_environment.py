@@ -32,6 +32,7 @@ NOT_IMPORTED = {
     "ipykernel": "the kernel of the notebooks",
     "jupyterlab": "make lab",
     "nbconvert": "make run",
+    "pytest-xdist": "make test: two files at a time",
 }
 
 

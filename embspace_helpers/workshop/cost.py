@@ -6,7 +6,7 @@
 A second is another second on every machine, so a notebook's wall time is given as a multiple of a
 loop that runs in the same pytest session. The loop multiplies and decomposes matrices, sorts,
 gathers rows and counts words: torch, numpy and plain Python, about a third of it each. It runs in
-a fresh process with the kernels' environment, 2 threads, once to warm up and up to three times
+a fresh process with the kernels' environment and threads, once to warm up and up to three times
 more; the median counts. It takes about a second each time on a laptop, so starting pytest on
 notebooks takes some seconds longer. EMBSPACE_CALIBRATION=1.2 gives its seconds instead.
 
@@ -34,9 +34,14 @@ LOOP = "from embspace_helpers.workshop.cost import time_loop; print(time_loop())
 
 
 def kernel_env() -> dict[str, str]:
-    """Return what a notebook's kernel gets; EMBSPACE_THREADS overrides the number of threads."""
-    threads = os.environ.get("EMBSPACE_THREADS", KERNEL_ENV["OMP_NUM_THREADS"])
-    return {**KERNEL_ENV, "OMP_NUM_THREADS": threads}
+    """Return what a notebook's kernel gets; EMBSPACE_THREADS overrides the number of threads.
+
+    Workers of pytest-xdist share the usual number: two kernels with two threads each on two cores
+    wait for one another.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    usual = max(1, int(KERNEL_ENV["OMP_NUM_THREADS"]) // workers)
+    return {**KERNEL_ENV, "OMP_NUM_THREADS": os.environ.get("EMBSPACE_THREADS", str(usual))}
 
 
 def loop() -> None:

@@ -34,6 +34,9 @@ def test_one_setting_turns_everything_off():
 
 def test_threads_reach_the_kernels(monkeypatch):
     monkeypatch.delenv("EMBSPACE_THREADS", raising=False)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    assert kernel_env()["OMP_NUM_THREADS"] == "1"  # two workers share them
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT")
     assert kernel_env()["OMP_NUM_THREADS"] == "2"
     for name, value in SETTINGS["threads-1"].items():
         monkeypatch.setenv(name, value)

@@ -36,10 +36,10 @@ def save(folder: Path, *cells: tuple, name: str = "sample.ipynb") -> Path:
     return path
 
 
-def run_pytest(path: Path, **env: str) -> subprocess.CompletedProcess:
+def run_pytest(path: Path, *options: str, **env: str) -> subprocess.CompletedProcess:
     """Run pytest with the plugin and nothing else; the calibration loop is said to take 1 s."""
     command = [sys.executable, "-m", "pytest", "-p", "embspace_helpers.workshop.nbval_plugin",
-               "--nbval", "--nbval-current-env", "--color=no", "-v", path]
+               "--nbval", "--nbval-current-env", "--color=no", "-v", *options, path]
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("EMBSPACE_", "PYTEST_"))}
     return subprocess.run(command, env={**outside, "EMBSPACE_CALIBRATION": "1", **env},
                           cwd=path if path.is_dir() else path.parent,
@@ -117,6 +117,19 @@ def test_slow_notebook_fails_only_where_the_budget_is_enforced(tmp_path):
     assert done.returncode == 1 and "2 passed, 2 errors" in done.stdout
     assert "more than 2 times its budget of 0.1" in done.stdout
     assert "unknown.ipynb has no budget: run python -m embspace_helpers.cost" in done.stdout
+
+
+def test_workers_report_what_their_notebooks_took(tmp_path):
+    threads = "import os; print('threads', os.environ['OMP_NUM_THREADS'])"
+    for name in ("a", "b"):
+        save(tmp_path, (threads, stream("threads 1")), name=f"{name}.ipynb")
+    budget = tmp_path / "budget.json"
+    budget.write_text("{}")
+    done = run_pytest(tmp_path, "-n", "2", "--dist", "loadfile", EMBSPACE_BUDGET=str(budget),
+                      EMBSPACE_WRITE_BUDGET="1")
+    assert done.returncode == 0 and "2 passed" in done.stdout
+    assert re.search(r"\na\.ipynb .+ MiB .+\nb\.ipynb .+ MiB ", done.stdout)
+    assert list(json.loads(budget.read_text())) == ["a.ipynb", "b.ipynb"]
 
 
 def test_budget_is_written_from_a_run_that_passes(tmp_path):
