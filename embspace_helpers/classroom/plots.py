@@ -6,6 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -38,7 +39,37 @@ def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
             ax.set_title(title)
         interactive = matplotlib.is_interactive()  # a notebook's first figure turns it on
     matplotlib.interactive(interactive)  # and rc_context would turn it off: no figure would show
+    _show_with_alt_text()
     return figure, list(axes[0])
+
+
+def describe(figure: Figure) -> str:
+    """What a figure shows, in words, for who cannot see it: takeaway, panels, axes and labels."""
+    parts = [figure.get_suptitle()]
+    for ax in figure.axes:
+        axes = " by ".join(x for x in (ax.get_ylabel(), ax.get_xlabel()) if x)
+        labels = ", ".join(dict.fromkeys(ax.get_legend_handles_labels()[1]))
+        found = [x for x in (ax.get_title(loc="left") or ax.get_title(), axes, labels) if x]
+        parts += ["; ".join(found)] if found else []
+    return ". ".join(" ".join(part.split()).rstrip(".") for part in parts if part) + "."
+
+
+def _show_with_alt_text() -> None:
+    """From now on a notebook stores `describe(figure)` as the alt text of every figure."""
+    shell = get_ipython()
+    if shell is None:
+        return
+    formatter = shell.display_formatter.formatters["image/png"]
+    try:
+        draw = formatter.lookup_by_type(Figure)
+    except KeyError:  # a terminal, which shows no figures
+        return
+    if getattr(draw, "__name__", "") != "with_alt_text":
+        def with_alt_text(figure: Figure) -> tuple:
+            png = draw(figure)
+            png, metadata = png if isinstance(png, tuple) else (png, {})
+            return png, {**metadata, "alt": describe(figure)}
+        formatter.for_type(Figure, with_alt_text)
 
 
 def curve(ax: Axes, x: Sequence, y: Sequence,

@@ -66,8 +66,17 @@ def test_a_notebook_shows_every_figure():
     cells = [nbformat.v4.new_code_cell(source) for _ in range(3)]
     nb = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(nb, kernel_name="python3").execute()
-    shown = [any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in nb.cells]
-    assert shown == [True, True, True]
+    shown = [o for cell in nb.cells for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(shown) == 3
+    assert [o.metadata["image/png"]["alt"] for o in shown] == ["t. p."] * 3
+
+
+def test_alt_text_says_what_is_on_which_axis():
+    figure, (left, right) = plots.panels("Much\nsurvives.", "one", "two")
+    plots.curve(left, [0, 1], [0.1, 0.2], label="E")
+    plots.caption(left, "layer", "share of\nkeys")
+    right.set_axis_off()
+    assert plots.describe(figure) == "Much survives. one; share of keys by layer; E. two."
 
 
 def test_heatmap_prints_its_numbers_and_names():
