@@ -27,21 +27,23 @@ from embspace_helpers.reading.arrays import as_count, as_model
 from embspace_helpers.reading.judge import Judge
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.ranking import both_ends
+from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.spaces import Space
 
 READINGS = ("transpose", "orthogonal", "dictionary", "dictionary whitened")
 FINAL = "final gain"  # of writers: E behind the final norm's gain, as the logits have it
 WRITERS, ATTENTION = ("V", "W_O"), ("W_Q", "W_K", "W_V", "W_O")
 WORDS, CHANCE = 10, 0.05  # words of a list; the share of random directions that count as readable
-DRAWS = 1000  # random directions that set the threshold, each with both signs
+DRAWS = 500  # random directions that set the threshold, each with both signs
 SIGNS = ("+", "-")
+READABILITY = DATA / "readability.csv"  # measured by `python -m embspace_helpers.readability`
 
 
 # ---------------------------------------------------------------- one space
 
 
 def coherence(space: Space, judge: Judge, rows: Tensor, k: int = WORDS,
-              batch: int = 256) -> Tensor:
+              batch: int = 512) -> Tensor:
     """Coherence of the top k words of x and of -x, for each x of rows (n, d): (2, n).
 
     Only words that the judge knows are listed.
@@ -55,7 +57,7 @@ def coherence(space: Space, judge: Judge, rows: Tensor, k: int = WORDS,
     return torch.cat(found, 1)
 
 
-def kurtosis(space: Space, rows: Tensor, batch: int = 256) -> Tensor:
+def kurtosis(space: Space, rows: Tensor, batch: int = 512) -> Tensor:
     """Excess kurtosis of the scores of each x of rows (n, d) over the space's tokens: (n,).
 
     0 for normal scores; large where a few tokens stand out. It needs no second model.
@@ -109,9 +111,10 @@ def readable_share(model: Model, rows: Tensor, space: Space, judge: Judge | None
     mean, mixed = rows.mean(0) if mean is None else mean, mixtures(rows, seed=seed + 1)[0]
     tested = {"vectors": rows, "less_mean": rows - mean, "mixtures": mixed,
               "mixtures_less_mean": mixed - mean}
-    shares = {name: control.share(coherence(space, judge, x)) for name, x in tested.items()}
-    return pd.DataFrame({"sign": SIGNS} | {name: found.tolist() for name, found in
-                                           (shares | {"random": control.random}).items()})
+    scores = coherence(space, judge, torch.cat([*tested.values()])).split(len(rows), dim=1)
+    shares = {name: control.share(x) for name, x in zip(tested, scores)} | {
+        "random": control.random}
+    return pd.DataFrame({"sign": SIGNS} | {name: x.tolist() for name, x in shares.items()})
 
 
 # ---------------------------------------------------------------- a model's groups and layers
