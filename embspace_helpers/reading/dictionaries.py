@@ -54,16 +54,22 @@ class Dictionary:
 
 def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, reads: str = "ff",
                      length: int = 256, batch: int = 8, ridge: float = RIDGE,
-                     only: Tensor | None = None, shuffle: int | None = None) -> list[Dictionary]:
+                     only: Tensor | None = None, shuffle: int | None = None,
+                     offset: int = 0) -> list[Dictionary]:
     """Fit the dictionary of every layer, in one pass of `model` over `texts`: a list of L.
 
     `texts` None: every token of the vocabulary alone, behind the token that starts a text.
     `reads`: what the "ff" or the "attention" block reads. `only` (e,): mask of the tokens whose
     positions may be used, to hold others out. `shuffle`: a seed; the control, in which states and
-    tokens are paired at random. The first position of a text is left out: no token stands before
+    tokens are paired at random. `offset` 1: the token that comes next takes the place of the one
+    that stands at a position. The first position of a text is left out: no token stands before
     it, and its state is unlike all others. Memory beyond the model: a forward pass of `batch`
-    texts and L (d, d) sums in float64. Raises ValueError where fewer than two tokens are left.
+    texts and L (d, d) sums in float64. Raises ValueError where fewer than two tokens are left, or
+    for an offset without texts.
     """
+    offset = as_count(offset, name="offset", least=0)
+    if offset and texts is None:
+        raise ValueError(f"offset = {offset} needs texts: behind a token alone stands no other")
     only = None if only is None else as_mask(only, model.parameters.e, "only")
     batch = as_count(batch, name="batch")
     tokens = _alone(model) if texts is None else tokenize(model, texts, length)
@@ -75,7 +81,7 @@ def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, rea
         for start in tqdm(range(0, len(order), batch), unit="batch", leave=False, delay=BAR_AFTER,
                           desc="fitting dictionaries"):
             rows = [tokens[t] for t in order[start : start + batch]]
-            if sums.expect(rows, only, generator, last=texts is None):
+            if sums.expect(rows, only, generator, texts is None, offset):
                 run(model, rows)
     return sums.solve(ridge)
 
@@ -118,14 +124,19 @@ class _Sums:
             return hook
         return [(module, keeper(layer), True) for layer, module in enumerate(self.readers)]
 
-    def expect(self, rows: Tokens, only: Tensor | None, generator: torch.Generator | None,
-               last: bool) -> int:
+    def expect(self, rows: Tokens, only: Tensor | None = None,
+               generator: torch.Generator | None = None, last: bool = False,
+               offset: int = 0) -> int:
         """Say which rows run next; returns how many of their positions are used."""
         ids, mask = padded(rows)
         used = mask.bool()
         used[:, 0] = False
         if last:  # of a token alone only its own position, not what stands behind it
             used[:, 2:] = False
+        if offset:  # a token that has none so far behind it is left out
+            there = mask.bool().roll(-offset, 1)
+            there[:, -offset:] = False
+            ids, used = ids.roll(-offset, 1), used & there
         if only is not None:
             used &= only[ids]
         self.places, chosen = used.flatten(), ids[used]

@@ -106,6 +106,20 @@ def test_tokens_can_be_held_out(model):
     assert found.n == int(kept.sum())
 
 
+def test_the_token_that_comes_next_may_take_the_place_of_the_one_that_stands_there(model):
+    rows = [[int(w) for w in text.split()] for text in TEXTS]
+    tokens, Y = states(model, "ff", 1, rows)
+    ends = torch.tensor([len(row) - 1 for row in rows]).cumsum(0) - 1  # nothing comes next
+    kept = torch.ones(len(tokens), dtype=torch.bool).index_fill(0, ends, False)
+    found = fit_dictionaries(model, TEXTS, batch=3, offset=1, ridge=RIDGE)[1]
+    close(found.W, plain_ridge(model.parameters.E.T, tokens.roll(-1)[kept], Y[kept])[0])
+    assert found.n == int(kept.sum())
+    only = torch.arange(40) % 2 == 0  # of the tokens that come next
+    some = fit_dictionaries(model, TEXTS, batch=3, offset=1, only=only, ridge=RIDGE)[1]
+    kept &= only[tokens.roll(-1)]
+    close(some.W, plain_ridge(model.parameters.E.T, tokens.roll(-1)[kept], Y[kept])[0])
+
+
 def test_shuffled_tokens_explain_less(model):
     texts = TEXTS * 8  # enough positions that a chance fit explains little
     real, control = (fit_dictionaries(model, texts, shuffle=seed)[0].r2 for seed in (None, 0))
@@ -148,3 +162,5 @@ def test_errors(model):
         model.dictionary(0, TEXTS, reads="keys")
     with pytest.raises(ValueError, match="at least 2 positions"):
         fit_dictionaries(model, ["5"])
+    with pytest.raises(ValueError, match="offset = 1 needs texts"):
+        fit_dictionaries(model, offset=1)
