@@ -7,8 +7,8 @@ compare the logits of the words read with those of other words as frequent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from embspace_helpers.reading.activations import (
     ActivationCache,
     Tokens,
     final_states,
+    hooked,
+    run,
     set_neurons,
     set_values,
 )
@@ -189,14 +191,61 @@ def ablate_values(model: Model, tokens: Tokens, layer: int, head: int,
     Returns (n, m). Raises ValueError for a model without a final norm, or a text too short for
     `reach`.
     """
+    def change(rows: Tokens, position: Tensor) -> AbstractContextManager:
+        return set_values(model, layer, torch.arange(len(rows)), position, head)
+
+    return _followed(model, tokens, at, ids, reach, change)
+
+
+@torch.no_grad()
+def ablate_moves(model: Model, tokens: Tokens, layer: int, head: int,
+                 at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8) -> Tensor:
+    """As `ablate_values`, for one query head alone where several share a key-value head.
+
+    What query head `head` brings from a position, attention times value, is taken out of its
+    output in front of W_O; the heads that share its values keep theirs. Where no head shares, it
+    does what `ablate_values` does. Raises ValueError as that does.
+    """
+    p = model.parameters
+    kv_head, module = p.kv_head(head), p.entry.output(p.blocks[as_index(layer, p.L, "layer")])
+    columns = slice(head * p.d_h, (head + 1) * p.d_h)  # of W_O's input
+
+    @contextmanager
+    def change(rows: Tokens, position: Tensor) -> Iterator[None]:
+        seen = {}
+
+        def keep(module: nn.Module, inputs: tuple) -> None:
+            seen["output"] = inputs[0][..., columns].clone()
+
+        def put(module: nn.Module, inputs: tuple) -> tuple:
+            changed = inputs[0].clone()
+            changed[..., columns] = seen["output"]
+            return changed, *inputs[1:]
+
+        without = set_values(model, layer, torch.arange(len(rows)), position, kv_head)
+        with without, hooked([(module, keep, True)]):
+            run(model, rows)  # the head's output without that value
+        with hooked([(module, put, True)]):
+            yield
+
+    return _followed(model, tokens, at, ids, reach, change)
+
+
+def _followed(model: Model, tokens: Tokens, at: Sequence[tuple[int, int]], ids: Tensor, reach: int,
+              change: Callable[[Tokens, Tensor], AbstractContextManager]) -> Tensor:
+    """Changes of logits, summed over each position of `at` and the `reach` that follow, (n, m).
+
+    `change(rows, position)` gives what is in force while the model runs on these rows.
+    """
     _final_norm(model)
-    position = torch.tensor([[p + i for i in range(reach + 1)] for _, p in at])  # (n, reach + 1)
-    texts = [tokens[t][: p + reach + 1] for t, p in at]
+    position = torch.tensor([[start + i for i in range(reach + 1)] for _, start in at])
+    texts = [tokens[t][: start + reach + 1] for t, start in at]
 
-    def change(chosen: Tensor) -> AbstractContextManager:
-        return set_values(model, layer, torch.arange(len(chosen)), position[chosen, 0], head)
+    def chosen_change(chosen: Tensor) -> AbstractContextManager:
+        return change([texts[i] for i in chosen], position[chosen, 0])
 
-    moved = final_states(model, texts, position, change) - final_states(model, texts, position)
+    usual = final_states(model, texts, position)  # (n, reach + 1, d)
+    moved = final_states(model, texts, position, chosen_change) - usual
     return moved.sum(1) @ model.parameters.E_out[:, ids]
 
 

@@ -87,22 +87,22 @@ def _check_kept(model: Model, cache: ActivationCache, group: str) -> None:
 
 def other_keys_lists(model: Model, cache: ActivationCache, space: Space, layer: int,
                      how: str = "turned", seed: int = 0, active: int = 5, k: int = 50) -> Tensor:
-    """As `active_lists` for FF keys, but of vectors that are not the model's: ids (n, active k).
+    """As `active_lists` for FF keys, but by the control's rule of choice: ids (n, active k).
 
     Those active are the `active` with the largest product with what the FF block reads (without a
     bias, and of a gated model by the gate alone). "turned": all keys of the layer, turned by one
     random rotation; "mixtures": random combinations of the layer's keys, with their mean and
-    covariance. Of a gated model, gate keys. Raises ValueError for another `how`, or where
-    `state_before` does.
+    covariance; "own": the model's keys themselves, to compare with. Of a gated model, gate keys.
+    Raises ValueError for another `how`, or where `state_before` does.
     """
-    if how not in ("turned", "mixtures"):
-        raise ValueError(f"no control {how!r}: there are turned, mixtures")
+    if how not in ("turned", "mixtures", "own"):
+        raise ValueError(f"no control {how!r}: there are turned, mixtures, own")
     p = model.parameters
     norm, K = p.ff_norm(layer), p.K(layer)
     if how == "turned":
         other = K @ random_rotation(p.d, seed).to(K.dtype)
     else:
-        other = mixtures(K, seed=seed)[0]
+        other = K if how == "own" else mixtures(K, seed=seed)[0]
     with torch.no_grad():
         state = state_before(model, cache, "K", layer)  # (n, d)
         read = state if norm is None else norm(state)
@@ -189,19 +189,21 @@ def overlap_table(model: Model, cache: ActivationCache, space: Space,
 
 def other_keys_table(model: Model, cache: ActivationCache, space: Space, how: str,
                      seeds: Sequence[int] = (1, 2, 3), k: int = 50) -> pd.DataFrame:
-    """Rows like those of `overlap_table` for `other_keys_lists`, means over `seeds`; kind: `how`.
+    """Rows like those of `overlap_table` for `other_keys_lists`, means over `seeds`.
 
-    All layers, target "this", without rows for the mean over layers.
+    Of two kinds, `how` and f"{how}, permuted". All layers, target "this", without rows for the
+    mean over layers.
     """
     p = model.parameters
     rows = []
     for layer in range(p.L):
         words = state_lists(kept(cache, "states", layer), space, k, p.final_norm())
-        shares = torch.stack([
-            overlap_at_k(words, other_keys_lists(model, cache, space, layer, how, seed, k=k))
-            for seed in seeds]).mean(0)
-        interval = group_interval(shares, cache.text)
-        rows.append((p.key_kinds[0], layer, "this", how, shares.mean().item(), *interval))
+        found = [overlaps(words, other_keys_lists(model, cache, space, layer, how, seed, k=k))
+                 for seed in seeds]
+        for kind, label in (("real", how), ("permuted", f"{how}, permuted")):
+            shares = torch.stack([x[kind] for x in found]).mean(0)
+            interval = group_interval(shares, cache.text)
+            rows.append((p.key_kinds[0], layer, "this", label, shares.mean().item(), *interval))
     return pd.DataFrame(rows, columns=["group", "layer", "target", "kind", "mean", "low", "high"])
 
 

@@ -9,6 +9,7 @@ from tiny_models import NORM_FIRST, close, random, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.ablation import (
     Effects,
+    ablate_moves,
     ablate_neurons,
     ablate_values,
     activate_neurons,
@@ -18,7 +19,7 @@ from embspace_helpers.experiments.ablation import (
     matched_words,
     used_signs,
 )
-from embspace_helpers.reading.activations import capture, set_neurons, set_values
+from embspace_helpers.reading.activations import capture, hooked, set_neurons, set_values
 
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 TEXTS = [" ".join(map(str, row)) for row in ROWS]
@@ -271,6 +272,45 @@ def test_ablated_values_against_one_pass_at_a_time(kind):
             for actual, case in zip(found, at):
                 if case == (text, position):
                     close(actual, expected)
+
+
+def test_a_query_head_alone_loses_attention_times_value(kind):
+    """Against the attention weights of an eager pass: its output loses alpha v at each position."""
+    model = tiny_model(kind)
+    model.model.set_attn_implementation("eager")
+    p, row, layer, place, head, reach = model.parameters, ROWS[2], 1, 3, 1, 4
+    ids = torch.tensor([row])
+    with torch.no_grad():
+        usual = model.model(ids, output_attentions=True)
+    alpha = usual.attentions[layer][0, head, :, place].double()  # (positions,)
+    value = capture(model, [" ".join(map(str, row))], None, "values").values[layer, place]
+    value = value.unflatten(0, (p.H_kv, p.d_h))[p.kv_head(head)]  # (d_h,)
+
+    def lose(module, inputs):
+        z = inputs[0].clone()
+        z[0, :, head * p.d_h : (head + 1) * p.d_h] -= alpha[:, None] * value
+        return (z,)
+
+    with hooked([(p.entry.output(p.blocks[layer]), lose, True)]), torch.no_grad():
+        moved = model.model(ids).logits[0] - usual.logits[0]
+    found = ablate_moves(model, [row], layer, head, [(0, place)], IDS, reach)
+    close(found[0], moved[place : place + reach + 1].sum(0)[IDS], 1e-5)  # a softmax in float32
+    assert found.abs().min() > 1e-4
+
+
+def test_query_heads_are_ablated_one_by_one(kind):
+    """Where none shares its values it is the same as before, else the group does what all do."""
+    model, at = tiny_model(kind), [(2, 1), (0, 0), (2, 5)]
+    p, layer = model.parameters, model.parameters.L - 1
+    for kv_head in range(p.H_kv):
+        heads = [head for head in range(p.H) if p.kv_head(head) == kv_head]
+        whole = ablate_values(model, ROWS, layer, kv_head, at, IDS, 2)
+        alone = [ablate_moves(model, ROWS, layer, head, at, IDS, 2) for head in heads]
+        if len(heads) == 1:
+            close(alone[0], whole)
+        else:
+            assert all((x - whole).abs().min() > 1e-6 for x in alone)
+            assert (alone[0] - alone[1]).abs().min() > 1e-6
 
 
 def test_how_far_a_head_is_followed():
