@@ -37,6 +37,7 @@ WORDS, CHANCE = 10, 0.05  # words of a list; the share of random directions that
 DRAWS = 500  # random directions that set the threshold, each with both signs
 SIGNS = ("+", "-")
 READABILITY = DATA / "readability.csv"  # measured by `python -m embspace_helpers.readability`
+DICTIONARIES = DATA / "dictionaries.csv"  # by `python -m embspace_helpers.dictionaries`
 
 
 # ---------------------------------------------------------------- one space
@@ -46,9 +47,10 @@ def coherence(space: Space, judge: Judge, rows: Tensor, k: int = WORDS,
               batch: int = 512) -> Tensor:
     """Coherence of the top k words of x and of -x, for each x of rows (n, d): (2, n).
 
-    Only words that the judge knows are listed.
+    Listed are the space's tokens that the judge knows.
     """
-    judged = space if torch.equal(space.keep, judge.keep) else space.only(judge.keep)
+    both = space.keep & judge.keep
+    judged = space if torch.equal(space.keep, both) else space.only(both)
     found = [rows.new_empty(2, 0)]
     for part in rows.split(batch):
         ends = both_ends(judged.project(part), k)[1]  # (b, 2, k) places among the kept tokens
