@@ -16,7 +16,7 @@ key: the share of `vectors` that are readable, and of `mixtures` of them. The ex
 import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +39,7 @@ from embspace_helpers.reading.judge import Judge
 from embspace_helpers.reading.model import Model, load
 from embspace_helpers.reading.spaces import Space
 
+DICTIONARY_READINGS = ("dictionary", "dictionary whitened")
 KEY = ["model", "experiment"]  # what is measured in one go, in the table of results
 POSITIONS = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 OTHER_JUDGES = ("twin-b", "twin-a", "wide-w", "minilm", "smollm2")
@@ -56,8 +57,10 @@ def documentation() -> list[str]:
 class Experiments:
     """The experiments on one model; `texts` are IMDB's, `most` positions of them are used."""
 
-    def __init__(self, model: Model, texts: Sequence[str], most: int, rows: int, step: int):
+    def __init__(self, model: Model, texts: Sequence[str], most: int, rows: int, step: int = 1,
+                 readings: Sequence[str] = DICTIONARY_READINGS):
         self.model, self.texts, self.most, self.rows = model, texts, most, rows
+        self.readings = readings
         self.group = model.parameters.key_kinds[0]
         self.layers = list(range(0, model.parameters.L, step))
 
@@ -102,10 +105,18 @@ class Experiments:
     def fitted(self, setting: object, found: list[Dictionary], judge: Judge | None = None,
                keep: Tensor | None = None) -> Iterator[Line]:
         """Lines through dictionaries, one of each layer; over the tokens `keep` (e,)."""
-        for line in self.lines(
-                setting, lambda i: dictionary_space(self.model, found[i], keep), judge):
-            used = found[int(str(line["layer"]))]
-            yield line | {"r2": used.r2, "positions": used.n}
+        for reading in self.readings:
+            whitened = reading != "dictionary"
+            for line in self.lines(
+                    setting, partial(self.space, found, keep, whitened),
+                    judge, reading):
+                used = found[int(str(line["layer"]))]
+                yield line | {"r2": used.r2, "positions": used.n}
+
+    def space(self, found: list[Dictionary], keep: Tensor | None, whitened: bool,
+              layer: int) -> Space:
+        """The space of the dictionary of a layer."""
+        return dictionary_space(self.model, found[layer], keep, whitened)
 
     def through_E(self, setting: object, judge: Judge | None = None,
                   keep: Tensor | None = None) -> Iterator[Line]:
@@ -181,13 +192,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--positions", type=int, default=50_000, help="of IMDB, at most")
     parser.add_argument("--rows", type=int, default=400, help="keys of a layer")
     parser.add_argument("--step", type=int, default=1, help="every so many layers")
+    parser.add_argument("--readings", nargs="+", choices=DICTIONARY_READINGS,
+                        default=DICTIONARY_READINGS)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=[*EXPERIMENTS])
     parser.add_argument("--out", type=Path, default=DICTIONARIES, help="file to write or to renew")
     args = parser.parse_args(arguments)
     texts = sorted(read_imdb("unsupervised", args.imdb)["text"].drop_duplicates(),
                    key=lambda text: text_hash(f"readability {text}"))[: 60 + args.positions // 100]
     for name in args.models:
-        found = Experiments(load(name), texts, args.positions, args.rows, args.step)
+        found = Experiments(load(name), texts, args.positions, args.rows, args.step,
+                            args.readings)
         for experiment in args.only:
             table = pd.DataFrame(list(EXPERIMENTS[experiment](found)))
             table = table.assign(model=Path(name).name, experiment=experiment)

@@ -49,13 +49,14 @@ def test_every_experiment_is_measured(name, tmp_path, capsys):
     table = pd.read_csv(out)
     L = TINY.layers
     assert table["experiment"].value_counts().to_dict() == {
-        "layer of the dictionary": L * (L + 1), "target": 3 * L, "held-out words": 3 * L,
-        "texts": 4 * L, "positions": 2 * L, "judge": 4 * L}
+        "layer of the dictionary": L * (2 * L + 1), "target": 5 * L, "held-out words": 5 * L,
+        "texts": 8 * L, "positions": 4 * L, "judge": 6 * L}
     assert set(table["group"]) == {"K"} and set(table["rows"]) == {8}
     model, texts = load(name), load_reviews("train", 100)["text"].tolist()
     fitted = fit_dictionaries(model, texts)
     space, judge = dictionary_space(model, fitted[2]), model.judge
-    line = table.query("experiment == 'layer of the dictionary' and setting == '2' and layer == 0")
+    line = table.query("experiment == 'layer of the dictionary' and setting == '2' and layer == 0 "
+                       "and reading == 'dictionary'")
     rows = model.parameters.K(0)[[0, 8, 16, 24, 32, 40, 48, 56]]
     control = random_control(space, judge)
     for column, x in (("vectors", rows), ("mixtures", mixtures(rows)[0])):
@@ -71,13 +72,13 @@ def test_every_experiment_is_measured(name, tmp_path, capsys):
 
 def test_held_out_words_fit_nothing_and_only_they_are_listed(name, monkeypatch):
     model = load(name)
-    found = Experiments(model, reviews(60)["text"].tolist(), 200, 8, 1)
+    found = Experiments(model, reviews(60)["text"].tolist(), 200, 8)
     seen, kept = [], []
     monkeypatch.setattr(measure_dictionaries, "fit_dictionaries", lambda *arguments, **options: (
         seen.append(options.get("only")), fit_dictionaries(*arguments, **options))[1])
     monkeypatch.setattr(measure_dictionaries, "coherence", lambda space, *arguments: (
         kept.append(space.keep), coherence(space, *arguments))[1])
-    assert len(list(found.held_out())) == 3 * TINY.layers
+    assert len(list(found.held_out())) == 5 * TINY.layers
     fitted = half(model)
     assert 0.4 < fitted.float().mean() < 0.6
     assert sum(x is not None and torch.equal(x, fitted) for x in seen) == 1
