@@ -1,0 +1,26 @@
+"""Schematics draw what they say, inside their frame."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from embspace_helpers.classroom import schematics
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [("stream", ["residual stream", "writes: $V$", "through $E'$"]),
+     ("dictionary", ["state $x$", "$e_i W_l$", "key $k$"])],
+)
+def test_schematic_has_its_parts_inside_the_frame(name, texts):
+    getattr(schematics, name)()
+    figure = plt.gcf()
+    (ax,) = figure.axes
+    found = [text.get_text() for text in ax.texts]
+    for wanted in texts:
+        assert any(wanted in text for text in found), wanted
+    figure.canvas.draw()
+    frame = figure.bbox
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1, text.get_text()
+    plt.close(figure)
