@@ -134,6 +134,8 @@ def heatmap(ax: Axes, table: Sequence[Sequence[float]], rows: Sequence[str], col
     if numbers:
         shades = np.asarray(image.norm(values))  # 0 to 1
         for (i, j), value in np.ndenumerate(values):
+            if np.isnan(value):  # an empty cell stays empty
+                continue
             shade = shades[i, j]
             dark = abs(shade - 0.5) > 0.33 if centre is not None else shade < 0.6
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,

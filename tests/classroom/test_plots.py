@@ -87,6 +87,12 @@ def test_heatmap_prints_its_numbers_and_names():
     assert ax.figure.axes[-1].get_ylabel() == "unit"
 
 
+def test_heatmap_leaves_empty_cells_empty():
+    _, (ax,) = plots.panels("t", "h")
+    plots.heatmap(ax, [[0.5, float("nan")]], ["a"], ["x", "y"], "unit", numbers=True)
+    assert [text.get_text() for text in ax.texts] == ["0.50"]
+
+
 def test_heatmap_centre_is_in_the_middle_of_the_scale():
     _, (ax,) = plots.panels("t", "p")
     plots.heatmap(ax, [[0.0, 3.0]], ["a"], ["x", "y"], "unit", centre=1.0)
