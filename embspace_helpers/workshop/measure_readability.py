@@ -134,7 +134,8 @@ def measure(name: str, source: str, reviews: int, rows: int, out: Path) -> None:
     measurement = Measurement(model, read_texts(source, reviews), rows)
     for layer in tqdm(left, desc=short, unit="layer"):
         found = measurement.layer(layer).assign(model=short, texts=label)
-        found = found[[*KEY, *found.columns.drop(KEY)]].round(4)
+        first = [*KEY, "group", "reading", "sign"]
+        found = found[[*first, *found.columns.drop(first)]].round(4)
         save_table(replace_rows(found, out, KEY), out)
 
 
