@@ -153,17 +153,20 @@ def firing_table(model: Model, fit: Sequence[str], found: ReadStates, n: int = 1
     """Firing areas of `n` keys of every kind and layer of `found`, in every reading: a row each.
 
     `fit`: the texts that the dictionaries are fitted on, none of those in `found`. Columns layer,
-    kind ("random": random directions in place of keys), reading (E, F, dictionary), words ("all",
-    or "new": those of the half of the vocabulary that the dictionary was not fitted on), token
-    ("here", "next"), mean with its 95 % interval over keys, and the mean on other keys' lists.
+    kind ("random": random directions in place of keys), reading (E, F, dictionary, and of the
+    token that comes next the dictionary fitted on it), words ("all", or "new": those of the half
+    of the vocabulary that the dictionary was not fitted on), token ("here", "next"), mean with its
+    95 % interval over keys, and the mean on other keys' lists.
     """
     rows = []
     for words, token, keep, only in _settings(model, found, least, seed):
         plain = {"E": model.space("transpose", keep), "F": model.space("orthogonal", keep)}
         for layer in found.states:
-            dictionary = model.dictionary(layer, fit, keep=keep, only=only)
+            spaces = {**plain, "dictionary": model.dictionary(layer, fit, keep=keep, only=only)}
+            if token == "next":
+                spaces["next dictionary"] = model.dictionary(layer, fit, keep=keep, offset=1)
             for kind, readers in _readers(model, layer, n, seed):
-                for reading, space in {**plain, "dictionary": dictionary}.items():
+                for reading, space in spaces.items():
                     own, others = firing_areas(found, space, readers, layer, token == "next",
                                                seed=seed)
                     low, high = bootstrap_interval(own, 500)

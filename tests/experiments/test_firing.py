@@ -150,7 +150,8 @@ def test_a_row_for_every_setting(kind):
     assert not settings.duplicated().any()
     assert set(settings.drop_duplicates(["words", "token"])[["words", "token"]].itertuples(
         index=False, name=None)) == {("all", "here"), ("new", "here"), ("all", "next")}
-    assert len(table) == 3 * 3 * (len(model.parameters.key_kinds) + 1)
+    assert len(table) == (2 * 3 + 4) * (len(model.parameters.key_kinds) + 1)
+    assert set(table.query("reading == 'next dictionary'")["token"]) == {"next"}
     assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
     space = model.space("transpose", seen_often(model, found, least=2))
     drawn = torch.randperm(20, generator=torch.Generator().manual_seed(1))[:12]
