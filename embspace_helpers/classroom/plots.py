@@ -211,19 +211,20 @@ def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float
     """A panel per group of parameters, a curve per label: rows of an overlap table, all groups.
 
     Rows have group, kind, layer, mean, low and high, as `curve_of` gives them; those of the kind
-    "permuted" are the control, grey and dashed. Panels are those of the first curve.
+    "permuted" are the control, grey and dashed. Panels are those of the first curve, which has the
+    colour of F, through which these tables are read; no other has that of a reading.
     """
     groups = list(next(iter(curves.values()))["group"].unique())
     _, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], width=12, height=3.5,
                      share_y=True)
     for ax, group in zip(axes, groups):
-        index = 0
+        colours = iter((1, 3, 4, 5, 6))
         for label, table in curves.items():
             rows, control = table[table["group"] == group], (table["kind"] == "permuted").all()
+            index = 0 if control else next(colours)
             if len(rows):
                 curve(ax, rows["layer"], rows["mean"], list(zip(rows["low"], rows["high"])), label,
                       index, control=control)
-            index += not control
         chance_line(ax, chance)
         ax.set(xlabel="layer", ylabel="share of the state's top words" if ax is axes[0] else "")
     axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",

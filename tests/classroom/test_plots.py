@@ -156,7 +156,8 @@ def test_overlap_curves_have_a_panel_for_each_group_of_the_first_curve():
     assert list(trained.get_xdata()) == [0, 1] and list(chance.get_ydata()) == [0.05, 0.05]
     assert (permuted.get_color(), permuted.get_linestyle()) == (plots.GREY, "--")
     # a control takes no colour away, and a curve has its own in every panel
-    assert [line.get_color() for line in (trained, turned)] == list(plots.COLOURS[:2])
-    assert subheads.lines[0].get_color() == plots.COLOURS[0]
+    assert [line.get_color() for line in (trained, turned)] == [
+        plots.COLOURS[1], plots.COLOURS[3]]
+    assert subheads.lines[0].get_color() == plots.COLOURS[1]
     assert keys.get_ylim() == subheads.get_ylim() == (0, 0.8)
     assert keys.get_legend() is None and len(subheads.get_legend().get_texts()) == 4
