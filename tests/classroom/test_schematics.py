@@ -9,7 +9,8 @@ from embspace_helpers.classroom import schematics
 @pytest.mark.parametrize(
     ("name", "texts"),
     [("stream", ["residual stream", "writes: $V$", "through $E'$"]),
-     ("dictionary", ["state $x$", "$e_i W_l$", "key $k$"])],
+     ("dictionary", ["state $x$", "$e_i W_l$", "key $k$"]),
+     ("overlap", ["union", "top 50 of $h$", "another position"])],
 )
 def test_schematic_has_its_parts_inside_the_frame(name, texts):
     getattr(schematics, name)()
