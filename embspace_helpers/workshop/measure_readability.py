@@ -75,10 +75,11 @@ class Measurement:
 
     def layer(self, layer: int) -> pd.DataFrame:
         """All groups of a layer in all readings."""
+        p = self.model.parameters
         self.rulers = {key: ruler for key, ruler in self.rulers.items() if key[-1] is None}
-        tables = [self.one(layer, group, reading) for reading in (*READINGS, FINAL)
-                  for group in self.model.parameters.groups
-                  if reading != FINAL or group in WRITERS]
+        tables = [self.one(layer, group, reading) for reading in READINGS for group in p.groups]
+        if p.final_norm() is not None:
+            tables += [self.one(layer, group, FINAL) for group in WRITERS]
         return pd.concat(tables).assign(layer=layer)
 
     def one(self, layer: int, group: str, reading: str) -> pd.DataFrame:

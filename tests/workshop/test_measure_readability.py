@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from tiny_models import close
+import torch
+from tiny_models import close, random, tiny_model
 from tiny_reviews import TINY, WORDS, imdb_folder, reviews, tiny_folder
 
 from embspace_helpers import load, load_reviews
@@ -19,8 +20,14 @@ from embspace_helpers.experiments.readability import (
     reading_of,
     sample_rows,
 )
-from embspace_helpers.reading.judge import JUDGES
-from embspace_helpers.workshop.measure_readability import DRAWS, layers_in_turn, main, read_texts
+from embspace_helpers.reading.judge import JUDGES, Judge
+from embspace_helpers.workshop.measure_readability import (
+    DRAWS,
+    Measurement,
+    layers_in_turn,
+    main,
+    read_texts,
+)
 
 RECIPE = replace(TINY, vocabulary=400)  # large enough for some whole words
 GROUPS = ("K", "V", "W_Q", "W_K", "W_V", "W_O")
@@ -104,6 +111,14 @@ def test_texts_are_embedded_reviews_a_file_or_imdb(tmp_path):
         load_reviews("train", 4, source=tmp_path / "imdb")["text"].tolist())
     with pytest.raises(FileNotFoundError, match="no file .* in the folder"):
         read_texts(str(tmp_path / "none.txt"), 4)
+
+
+def test_without_a_final_norm_there_is_no_final_gain():
+    model = tiny_model("bert")
+    model.__dict__["judge"] = Judge(random(9, 40, seed=5), torch.arange(1, 39), 40)
+    found = Measurement(model, ["1 2 3 4 5 6 7", "11 5 12 3 31 30"], rows=6).layer(1)
+    assert set(found["reading"]) == set(READINGS)
+    assert len(found) == 2 * len(GROUPS) * len(READINGS)
 
 
 def test_every_third_layer_comes_first():
