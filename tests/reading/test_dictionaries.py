@@ -164,3 +164,26 @@ def test_errors(model):
         fit_dictionaries(model, ["5"])
     with pytest.raises(ValueError, match="offset = 1 needs texts"):
         fit_dictionaries(model, offset=1)
+
+
+def test_a_head_is_read_by_the_dictionary_on_one_side_and_written_by_E_on_the_other(model):
+    p, found = model.parameters, fit_dictionaries(model, TEXTS, "attention")[1]
+    read, W = dictionary_space(model, found), p.W_VO(1, 0)
+    states_of_tokens = p.E.T @ found.W  # (e, d), less b
+    states_of_tokens = states_of_tokens - states_of_tokens.mean(0)
+    pairs = read.over_words(W, model.space("transpose"))
+    close(pairs.dense(), states_of_tokens @ W.dense() @ p.E)
+    matched = read.over_words(p.W_QK(1, 0))
+    close(matched.dense(), states_of_tokens @ p.W_QK(1, 0).dense() @ states_of_tokens.T)
+
+
+def test_a_whitened_dictionary_is_F_turned(model):
+    found = fit_dictionaries(model, TEXTS, "attention", ridge=1e-6)[0]
+    F, M = (space.columns() for space in (model.space("orthogonal"),
+                                          dictionary_space(model, found, whitened=True)))
+    P = F @ M.T  # (d, d)
+    rank = int(torch.linalg.matrix_rank(M, rtol=1e-6))  # a LayerNorm leaves a direction empty
+    assert rank >= model.parameters.d - 1
+    values = torch.linalg.svdvals(P)
+    torch.testing.assert_close(values[:rank], torch.ones(rank, dtype=P.dtype), rtol=0, atol=1e-3)
+    torch.testing.assert_close(P.T @ F, M, rtol=0, atol=1e-3)
