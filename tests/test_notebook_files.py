@@ -82,6 +82,14 @@ def test_outputs_are_compared_unless_a_tag_gives_a_reason(nb):
         assert "NBVAL_" not in cell.source, f"Cell {number}: use a tag, not a comment"
 
 
+def test_every_figure_says_in_words_what_it_shows(nb):
+    for cell in code_cells(nb):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(alt.split()) > 4, cell.source
+
+
 def test_is_small(path):
     assert path.stat().st_size < 2_000_000
 

@@ -1,5 +1,7 @@
 """Drawings of the ideas: what is read, what is written, and through which matrix."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
@@ -100,3 +102,39 @@ def overlap() -> None:
     arrow(ax, (6.5, 1.25), (7.9, 1.25), "share in\nthe union", shift=(0, 0.27), align="center")
     ax.text(5.75, 0.25, "control: the union of another position", ha="left", fontsize=9.5,
             color=plots.GREY)
+
+
+def alignment() -> None:
+    """Two rows compared over the tokens: by two long vectors, or through one small matrix."""
+    ax = canvas("Two ways to one correlation: by long vectors, or through a small matrix",
+                height=3.6)
+    long, short = "8,191 numbers, one a token", "kernel $C_A C_B^\\top$, 192 × 192"
+    box(ax, 0.9, 2.4, "row $x$ of A", 1.4, colour=E_BLUE)
+    box(ax, 8.6, 2.4, "row $y$ of B", 1.4, colour=READ)
+    box(ax, 4.75, 2.75, f"$x\\,E_A$: {long}", 3.4, 0.42, E_BLUE)
+    box(ax, 4.75, 2.2, f"$y\\,E_B$: {long}", 3.4, 0.42, READ)
+    box(ax, 4.75, 1.35, "correlation of $x$ and $y$", 2.3, 0.5)
+    box(ax, 4.75, 0.4, short, 2.7, 0.5)
+    arrow(ax, (1.6, 2.5), (3.0, 2.75), "$E_A$", E_BLUE, (0, 0.2))
+    arrow(ax, (7.9, 2.35), (6.5, 2.2), "$E_B$", READ, (0, 0.2))
+    arrow(ax, (4.75, 1.97), (4.75, 1.62), "the long way")
+    arrow(ax, (4.75, 0.67), (4.75, 1.08), "the short way")
+    arrow(ax, (0.9, 2.1), (3.35, 0.4), colour=E_BLUE)
+    arrow(ax, (8.6, 2.1), (6.15, 0.4), colour=READ)
+
+
+def stitch() -> None:
+    """Zero-shot stitching: the first layers of the host, a kernel, the last layers of the guest."""
+    ax = canvas("A stitch: the host's first layers, a kernel, the guest's last three", 10, 1.9)
+    parts = [("review", 0.55, 0.8, plots.GREY), *((f"B, {i}", 1.65 + 0.9 * i, 0.65, E_BLUE)
+                                                  for i in range(3)),
+             ("kernel\n$E_B E_A^+$", 4.7, 1.0, READ),
+             *((f"A, {i}", 5.75 + 0.85 * (i - 3), 0.65, plots.COLOURS[1]) for i in (3, 4, 5)),
+             ("head of A", 8.45, 0.85, plots.COLOURS[1]),
+             ("praise\nor blame", 9.5, 0.8, plots.GREY)]
+    for name, x, width, colour in parts:
+        box(ax, x, 0.95, name, width, 0.6, colour)
+    for (_, x, width, _), (_, following, its, _) in pairwise(parts):
+        arrow(ax, (x + width / 2, 0.95), (following - its / 2, 0.95))
+    ax.text(2.55, 0.3, "host, only pretrained", ha="center", color=E_BLUE)
+    ax.text(7.2, 0.3, "guest, fine-tuned", ha="center", color=plots.COLOURS[1])
