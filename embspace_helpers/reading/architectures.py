@@ -1,12 +1,12 @@
 """Where each family of Transformers keeps its weights: the one table of all peculiarities.
 
 To teach the helper a new family, add one entry to `ARCHITECTURES`; the tests then check it against
-a forward pass of the real `transformers` class.
+a forward pass of the real `transformers` class (a tiny configuration in `tests/tiny_configs.py`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -27,12 +27,25 @@ def affine(module: nn.Module) -> Affine:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where one family keeps its weights: functions of the base model `m` or of one layer `b`.
+    """Where one family keeps its weights: functions of the base model `m`, a layer `b`, a config.
 
     `queries_keys_values(b)` gives three modules, or one that computes all three side by side, in
-    this order; `keys(b)` one per kind of FF key; `positions(m)` how many tokens a text may have.
-    `norm_first`: the norms stand in front of the blocks (GPT-2, Llama) or behind them, in the
-    stream itself (BERT). `rotary`: queries and keys are turned by position before they meet.
+    this order (`head_by_head`: query, key and value of the first head, then of the second, ...).
+    `keys(b)` gives one module per kind of FF key, the one under the activation first; named twice,
+    it computes both side by side. `positions(m)`: how many tokens a text may have.
+
+    Norms: `attention_norm` and `ff_norm` stand in front of a block, `attention_post_norm` and
+    `ff_post_norm` behind it, before what it writes is added; `query_norm` and `key_norm` are of
+    queries and keys, of each head alone or of all. With `normed_stream` they stand in the stream
+    itself, behind each sum (BERT). `centred_norm`: LayerNorm subtracts the mean, RMSNorm does not.
+    `gain_offset` is added to a norm's weight to make its gain (Gemma: 1).
+
+    `causal`: a position sees those before it; else a head of several layers stands in front of
+    E_out. `parallel(config)`: FF and attention read the same state. `position`: how position
+    enters; "rotary" turns queries and keys before they meet, "learned" adds to E, "relative" adds
+    to scores. `score_scale(config)`: the factor of scores, if it is not 1 / sqrt(d_h);
+    `score_cap` and `logit_cap`: x becomes cap · tanh(x / cap). `embedding_scale(config)`: E times
+    this enters the stream. `refused(config)`: why a variant cannot be read, or "".
     """
 
     model_types: tuple[str, ...]
@@ -42,58 +55,26 @@ class Architecture:
     output: Callable[[nn.Module], nn.Module]
     keys: Callable[[nn.Module], dict[str, nn.Module]]
     value: Callable[[nn.Module], nn.Module]
-    attention_norm: Callable[[nn.Module], nn.Module]
-    ff_norm: Callable[[nn.Module], nn.Module]
+    attention_norm: Callable[[nn.Module], nn.Module | None]
+    ff_norm: Callable[[nn.Module], nn.Module | None]
     final_norm: Callable[[nn.Module], nn.Module | None]
-    norm_first: bool = True
-    centred_norm: bool = True  # LayerNorm subtracts the mean, RMSNorm does not
-    rotary: bool = False
+    attention_post_norm: Callable[[nn.Module], nn.Module | None] = lambda b: None
+    ff_post_norm: Callable[[nn.Module], nn.Module | None] = lambda b: None
+    query_norm: Callable[[nn.Module], nn.Module | None] = lambda b: None
+    key_norm: Callable[[nn.Module], nn.Module | None] = lambda b: None
+    normed_stream: bool = False
+    centred_norm: bool = True
+    gain_offset: float = 0.0
+    head_by_head: bool = False
+    causal: bool = True
+    position: str = "learned"
+    parallel: Callable[[Any], bool] = lambda c: False
+    score_scale: Callable[[Any], float | None] = lambda c: None
+    score_cap: Callable[[Any], float | None] = lambda c: None
+    logit_cap: Callable[[Any], float | None] = lambda c: None
+    embedding_scale: Callable[[Any], float] = lambda c: 1.0
     positions: Callable[[nn.Module], int] = lambda m: m.config.max_position_embeddings
-
-
-ARCHITECTURES = {
-    "GPT-2": Architecture(
-        model_types=("gpt2",),
-        embedding=lambda m: m.wte.weight,
-        layers=lambda m: m.h,
-        queries_keys_values=lambda b: (b.attn.c_attn,),
-        output=lambda b: b.attn.c_proj,
-        keys=lambda b: {"K": b.mlp.c_fc},
-        value=lambda b: b.mlp.c_proj,
-        attention_norm=lambda b: b.ln_1,
-        ff_norm=lambda b: b.ln_2,
-        final_norm=lambda m: m.ln_f,
-    ),
-    "Llama": Architecture(
-        model_types=("llama", "mistral", "qwen2"),
-        embedding=lambda m: m.embed_tokens.weight,
-        layers=lambda m: m.layers,
-        queries_keys_values=lambda b: (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj),
-        output=lambda b: b.self_attn.o_proj,
-        keys=lambda b: {"gate": b.mlp.gate_proj, "up": b.mlp.up_proj},
-        value=lambda b: b.mlp.down_proj,
-        attention_norm=lambda b: b.input_layernorm,
-        ff_norm=lambda b: b.post_attention_layernorm,
-        final_norm=lambda m: m.norm,
-        centred_norm=False,
-        rotary=True,
-    ),
-    "BERT": Architecture(
-        model_types=("bert", "roberta"),
-        embedding=lambda m: m.embeddings.word_embeddings.weight,
-        layers=lambda m: m.encoder.layer,
-        queries_keys_values=lambda b: (b.attention.self.query, b.attention.self.key,
-                                       b.attention.self.value),
-        output=lambda b: b.attention.output.dense,
-        keys=lambda b: {"K": b.intermediate.dense},
-        value=lambda b: b.output.dense,
-        attention_norm=lambda b: b.attention.output.LayerNorm,
-        ff_norm=lambda b: b.output.LayerNorm,
-        final_norm=lambda m: None,
-        norm_first=False,
-        positions=lambda m: _bert_positions(m.embeddings.position_embeddings),
-    ),
-}
+    refused: Callable[[Any], str] = lambda c: ""
 
 
 def _bert_positions(table: nn.Embedding) -> int:
@@ -101,13 +82,78 @@ def _bert_positions(table: nn.Embedding) -> int:
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
+GPT2 = Architecture(
+    model_types=("gpt2",),
+    embedding=lambda m: m.wte.weight,
+    layers=lambda m: m.h,
+    queries_keys_values=lambda b: (b.attn.c_attn,),
+    output=lambda b: b.attn.c_proj,
+    keys=lambda b: {"K": b.mlp.c_fc},
+    value=lambda b: b.mlp.c_proj,
+    attention_norm=lambda b: b.ln_1,
+    ff_norm=lambda b: b.ln_2,
+    final_norm=lambda m: m.ln_f,
+)
+LLAMA = Architecture(
+    model_types=("llama", "mistral", "qwen2"),
+    embedding=lambda m: m.embed_tokens.weight,
+    layers=lambda m: m.layers,
+    queries_keys_values=lambda b: (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj),
+    output=lambda b: b.self_attn.o_proj,
+    keys=lambda b: {"gate": b.mlp.gate_proj, "up": b.mlp.up_proj},
+    value=lambda b: b.mlp.down_proj,
+    attention_norm=lambda b: b.input_layernorm,
+    ff_norm=lambda b: b.post_attention_layernorm,
+    final_norm=lambda m: m.norm,
+    centred_norm=False,
+    position="rotary",
+)
+QWEN3 = replace(
+    LLAMA,
+    model_types=("qwen3",),
+    query_norm=lambda b: b.self_attn.q_norm,
+    key_norm=lambda b: b.self_attn.k_norm,
+)
+BERT = Architecture(
+    model_types=("bert", "roberta"),
+    embedding=lambda m: m.embeddings.word_embeddings.weight,
+    layers=lambda m: m.encoder.layer,
+    queries_keys_values=lambda b: (b.attention.self.query, b.attention.self.key,
+                                   b.attention.self.value),
+    output=lambda b: b.attention.output.dense,
+    keys=lambda b: {"K": b.intermediate.dense},
+    value=lambda b: b.output.dense,
+    attention_norm=lambda b: b.attention.output.LayerNorm,
+    ff_norm=lambda b: b.output.LayerNorm,
+    final_norm=lambda m: None,
+    normed_stream=True,
+    causal=False,
+    positions=lambda m: _bert_positions(m.embeddings.position_embeddings),
+)
+
+ARCHITECTURES = {
+    "GPT-2": GPT2,
+    "Llama": LLAMA,
+    "Qwen3": QWEN3,
+    "BERT": BERT,
+}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
 def architecture_of(model: nn.Module) -> tuple[str, Architecture]:
     """Return (name, table entry) for a `transformers` model; ValueError if the table has none."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
     for name, entry in ARCHITECTURES.items():
         if kind in entry.model_types:
+            if why := entry.refused(config):
+                raise ValueError(f"this {name} model cannot be read: {why}")
             return name, entry
+    if any(getattr(config, name, None) for name in EXPERTS):
+        raise ValueError(f"{kind!r} is a mixture-of-experts model: which of its neurons run "
+                         "depends on the token, and the table of architectures has none such")
     known = ", ".join(t for entry in ARCHITECTURES.values() for t in entry.model_types)
     raise ValueError(f"no architecture entry for model type {kind!r}: the table in "
                      f"embspace_helpers/reading/architectures.py knows {known}; a new family is "
-                     "one entry")
+                     "one entry there, and a tiny configuration in tests/tiny_configs.py that "
+                     "checks it")

@@ -5,7 +5,8 @@ from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
-from tiny_models import NORM_FIRST, close, random, tiny_model, vocabulary_of
+from tiny_configs import DECODERS, ENCODERS
+from tiny_models import close, random, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.ablation import (
     Effects,
@@ -26,7 +27,7 @@ TEXTS = [" ".join(map(str, row)) for row in ROWS]
 IDS = torch.tensor([7, 39, 0, 22])
 
 
-@pytest.fixture(scope="module", params=NORM_FIRST)
+@pytest.fixture(scope="module", params=DECODERS)
 def kind(request):
     return request.param
 
@@ -39,6 +40,7 @@ def run(kind, positions=None):
 
 @torch.no_grad()
 def logits(model, row):
+    model.model.config.final_logit_softcapping = None  # effects are in front of it
     return model.model(torch.tensor([row])).logits[0]
 
 
@@ -165,8 +167,12 @@ def one_at_a_time(model, cache, layer, neuron, i, value):
     with set_neurons(model, layer, 0, position, neuron, value):
         moved = logits(model, ROWS[text])
     actual = (moved - logits(model, ROWS[text]))[position, IDS]
-    norm, state = p.final_norm(), cache.states[1, i]
-    more = (value - cache.neurons[layer, i, neuron]) * p.V(layer)[neuron]
+    norm, state, used = p.final_norm(), cache.states[1, i], cache.neurons[layer, i]
+    more = (value - used[neuron]) * p.V(layer)[neuron]
+    if (behind := p.ff_post_norm(layer)) is not None:
+        with torch.no_grad():
+            plain = used @ p.V(layer)
+            more = behind(plain + more) - behind(plain)
     with torch.no_grad():
         return actual, (norm(state + more) - norm(state)) @ p.E_out[:, IDS]
 
@@ -337,13 +343,13 @@ def test_first_positions_with_room_behind_them(room):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_no_changes_without_a_final_norm(kind):
     model, cache = run(kind)
     for change in (ablate_neurons, activate_neurons):
-        with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+        with pytest.raises(ValueError, match="model has a head of several layers in front of E_out"):
             change(model, cache, 0, torch.arange(2), IDS)
-    with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+    with pytest.raises(ValueError, match="model has a head of several layers in front of E_out"):
         ablate_values(model, ROWS, 0, 0, [(0, 0)], IDS, 1)
 
 

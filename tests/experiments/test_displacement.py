@@ -38,7 +38,7 @@ ROWS = {
              "W_K": lambda b: b.attn.c_attn.weight[:, 12:24].T,
              "W_V": lambda b: b.attn.c_attn.weight[:, 24:].T,
              "W_O": lambda b: b.attn.c_proj.weight},
-    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "bert": BERT, "roberta": BERT,
+    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT, "roberta": BERT,
 }
 LARGE = 1e-8  # where a displacement of 1e2 lies beside one of 1: close to 1e-10 of the larger
 
@@ -186,7 +186,7 @@ def test_stream_views_are_the_weights_themselves(kind):
     before, same = tiny_model(kind).parameters, logits(model)
     for group, (view, _) in zip(params.groups, stream_views(params, 1)):
         view *= 2
-        assert (logits(model) - same).abs().max() > 1e-6
+        assert (logits(model) - same).abs().max() > 1e-9  # little for queries that are normed
         for other in params.groups:
             factor = 2 if other == group else 1
             assert torch.equal(rows[other](params.blocks[1]), factor * before.vectors(other, 1))

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import NORM_FIRST, close, tiny_model, vocabulary_of
+from tiny_configs import BERT_KINDS, DECODERS, GATED, GROUPED
+from tiny_models import close, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
 from embspace_helpers.experiments.overlap import (
@@ -30,7 +31,6 @@ from embspace_helpers.reading.activations import capture, hooked
 
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 TEXTS = [" ".join(map(str, row)) for row in ROWS]
-GATED = ("llama", "mistral", "qwen2")
 ACTIVE, K = 3, 4
 ROTATED = 1e-5  # rotations are in float32: twelve numbers of 6e-8 each, and as much in a product
 
@@ -171,7 +171,7 @@ def test_a_turned_basis_of_every_head_writes_the_same(kind):
             close(bases[-1] @ bases[-1].T, torch.eye(params.d_h), ROTATED)
         assert all((a - b).abs().max() > 0.1 for a, b in pairwise(bases))
         assert all((a - torch.eye(params.d_h)).abs().max() > 0.1 for a in bases)
-    assert params.H_kv < params.H or kind not in GATED  # grouped heads were among them
+    assert params.H_kv < params.H or kind not in GROUPED  # grouped heads were among them
 
 
 def test_lists_of_a_turned_basis(kind):
@@ -194,7 +194,7 @@ def test_lists_of_a_turned_basis(kind):
                            active_lists(model, cache, space, group, 0, ACTIVE, K))
 
 
-@pytest.mark.parametrize("kind", NORM_FIRST)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_state_before_is_what_stands_in_front_of_the_block(kind):
     model, cache, _ = run(kind)
     found = in_front(kind, cache)
@@ -291,7 +291,7 @@ def test_the_table_against_sets(kind, normed):
         return [slow_top(model, x if norm is None else norm(x)) for x in states]
 
     after = [words(states) for states in cache.states]
-    before = in_front(kind, cache) if kind in NORM_FIRST else {}
+    before = in_front(kind, cache) if kind in DECODERS else {}
     before = {key: words(states) for key, states in before.items()}
     targets = ("last", "before", "this") if before else ("last", "this")
     shares = {}
@@ -439,7 +439,7 @@ def test_no_more_rows_are_active_than_there_are():
 
 
 def test_before_a_block_only_where_the_norm_comes_first():
-    for kind in ("bert", "roberta"):
+    for kind in BERT_KINDS:
         model, cache, _ = run(kind)
         with pytest.raises(ValueError, match="norms the stream after each block"):
             state_before(model, cache, "K", 0)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from scipy import stats
-from tiny_models import MODELS, close, random, tiny_model
+from tiny_configs import MODELS
+from tiny_models import close, random, tiny_model
 
 from embspace_helpers.experiments.controls import mixtures, random_directions
 from embspace_helpers.experiments.readability import (

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny_models import MODELS, tiny
+from tiny_configs import MODELS
+from tiny_models import tiny
 
 from embspace_helpers.reading.parameters import Parameters
 from embspace_helpers.reading.precision import compute_in_float32

@@ -1,0 +1,46 @@
+"""A tiny configuration of every type of model that the table of architectures knows.
+
+Built lazily: `transformers` imports a family's code when one of its classes is first asked for.
+"""
+
+import transformers
+
+LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
+         "bos_token_id": 0, "eos_token_id": 39, "pad_token_id": None}
+BERT = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 32}
+
+
+def causal(name, head="ForCausalLM", **config):
+    """A function that makes a model from the `transformers` family `name`."""
+    return lambda: getattr(transformers, f"{name}{head}")(
+        getattr(transformers, f"{name}Config")(**config))
+
+
+def masked(name, **config):
+    return causal(name, "ForMaskedLM", **config)
+
+
+# Head sizes: 4 (GPT-2: 12 / 3), 6 (Llama: not 12 / 4), 2 (Mistral), 4 (Qwen2), 3 (BERT).
+MODELS = {
+    "gpt2": causal("GPT2", "LMHeadModel", vocab_size=40, n_positions=32, n_embd=12, n_inner=20,
+                   n_layer=2, n_head=3, bos_token_id=0, eos_token_id=39),
+    "llama": causal("Llama", **LLAMA, head_dim=6, attention_bias=True, mlp_bias=True,
+                    tie_word_embeddings=False),
+    "mistral": causal("Mistral", **LLAMA | {"hidden_size": 8, "num_key_value_heads": 1},
+                      tie_word_embeddings=True),
+    "qwen2": causal("Qwen2", **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False),
+    "qwen3": causal("Qwen3", **LLAMA, head_dim=6, tie_word_embeddings=True),
+    "bert": masked("Bert", **BERT),
+    "roberta": masked("Roberta", **BERT),
+}
+BERT_KINDS = ("bert", "roberta")  # norms in the stream itself; texts have [CLS] and [SEP]
+ENCODERS = (*BERT_KINDS,)
+DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
+GATED = ("llama", "mistral", "qwen2", "qwen3")
+GROUPED = ("llama", "mistral", "qwen2", "qwen3")
+UNTIED = ("llama", "qwen2")
+POST_NORM = ()  # a norm behind each block
+NO_BIAS = ("mistral", "qwen2", "qwen3")  # of the FF values
+TWO_ROTATIONS = ()  # by type of layer
