@@ -12,10 +12,10 @@ BERT = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidde
         "num_attention_heads": 4, "max_position_embeddings": 32}
 
 
-def causal(name, head="ForCausalLM", **config):
-    """A function that makes a model from the `transformers` family `name`."""
+def causal(name, head="ForCausalLM", config_class=None, **config):
+    """A function that makes a model of the `transformers` family `name`."""
     return lambda: getattr(transformers, f"{name}{head}")(
-        getattr(transformers, f"{name}Config")(**config))
+        getattr(transformers, config_class or f"{name}Config")(**config))
 
 
 def masked(name, **config):
@@ -32,15 +32,21 @@ MODELS = {
                       tie_word_embeddings=True),
     "qwen2": causal("Qwen2", **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False),
     "qwen3": causal("Qwen3", **LLAMA, head_dim=6, tie_word_embeddings=True),
+    "gemma2": causal("Gemma2", **LLAMA, head_dim=4, query_pre_attn_scalar=9, sliding_window=64,
+                     attn_logit_softcapping=1.5, final_logit_softcapping=4.0),
+    "gemma3_text": causal("Gemma3", **LLAMA, head_dim=4, query_pre_attn_scalar=9,
+                          sliding_window=64, layer_types=["sliding_attention", "full_attention"],
+                          config_class="Gemma3TextConfig"),
     "bert": masked("Bert", **BERT),
     "roberta": masked("Roberta", **BERT),
 }
 BERT_KINDS = ("bert", "roberta")  # norms in the stream itself; texts have [CLS] and [SEP]
 ENCODERS = (*BERT_KINDS,)
 DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
-GATED = ("llama", "mistral", "qwen2", "qwen3")
-GROUPED = ("llama", "mistral", "qwen2", "qwen3")
+SILU = ("llama", "mistral", "qwen2", "qwen3")  # gated FF, of which both signs are active
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 UNTIED = ("llama", "qwen2")
-POST_NORM = ()  # a norm behind each block
-NO_BIAS = ("mistral", "qwen2", "qwen3")  # of the FF values
-TWO_ROTATIONS = ()  # by type of layer
+POST_NORM = ("gemma2", "gemma3_text")  # a norm behind each block
+NO_BIAS = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")  # of the FF values
+TWO_ROTATIONS = ("gemma3_text",)  # by type of layer

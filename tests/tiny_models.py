@@ -8,8 +8,8 @@ from types import MethodType
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tiny_configs import ENCODERS, MODELS
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
@@ -124,8 +124,8 @@ def tiny_in_float32(kind):
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for name, p in model.named_parameters():
-            gain = 1.0 if "norm" in name.lower() or ".ln_" in name else 0.0
-            p.copy_(0.4 * torch.randn(p.shape) + (gain if name.endswith("weight") else 0.0))
+            gain = name.endswith("weight") and ("norm" in name.lower() or ".ln_" in name)
+            p.copy_(0.4 * torch.randn(p.shape) + (gain and not kind.startswith("gemma")))
     return model.eval()
 
 
@@ -141,6 +141,8 @@ def in_float64(model):
         name = type(module).__name__
         if name.endswith("RMSNorm"):
             module.__class__ = GemmaNorm if name.startswith("Gemma") else RMSNorm
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
         if name.endswith("RotaryEmbedding"):
             module.__class__ = Rotation
         if name in ("GPTJAttention", "GPTNeoSelfAttention"):

@@ -114,6 +114,26 @@ QWEN3 = replace(
     query_norm=lambda b: b.self_attn.q_norm,
     key_norm=lambda b: b.self_attn.k_norm,
 )
+GEMMA2 = replace(
+    LLAMA,
+    model_types=("gemma2",),
+    ff_norm=lambda b: b.pre_feedforward_layernorm,
+    attention_post_norm=lambda b: b.post_attention_layernorm,
+    ff_post_norm=lambda b: b.post_feedforward_layernorm,
+    gain_offset=1.0,
+    embedding_scale=lambda c: c.hidden_size**0.5,
+    score_scale=lambda c: c.query_pre_attn_scalar**-0.5,
+    score_cap=lambda c: c.attn_logit_softcapping,
+    logit_cap=lambda c: c.final_logit_softcapping,
+    refused=lambda c: "it sees what follows" * bool(getattr(c, "use_bidirectional_attention", 0)),
+)
+GEMMA3 = replace(
+    GEMMA2,
+    model_types=("gemma3_text",),
+    query_norm=lambda b: b.self_attn.q_norm,
+    key_norm=lambda b: b.self_attn.k_norm,
+    score_cap=lambda c: None,  # in its configuration, and not in its code
+)
 BERT = Architecture(
     model_types=("bert", "roberta"),
     embedding=lambda m: m.embeddings.word_embeddings.weight,
@@ -135,6 +155,8 @@ ARCHITECTURES = {
     "GPT-2": GPT2,
     "Llama": LLAMA,
     "Qwen3": QWEN3,
+    "Gemma 2": GEMMA2,
+    "Gemma 3": GEMMA3,
     "BERT": BERT,
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -28,8 +28,11 @@ def compute_in_float32(model: nn.Module) -> nn.Module:
     return model
 
 
-def _widened(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    return output.float()
+def _widened(module: nn.Embedding, inputs: tuple, output: Tensor) -> Tensor:
+    if (scale := getattr(module, "scalar_embed_scale", None)) is None:
+        return output.float()
+    rows = nn.functional.embedding(inputs[0], module.weight)  # Gemma: `output` is rounded already
+    return rows.float() * scale
 
 
 def _widen(module: nn.Module, inputs: tuple) -> None:

@@ -38,7 +38,8 @@ ROWS = {
              "W_K": lambda b: b.attn.c_attn.weight[:, 12:24].T,
              "W_V": lambda b: b.attn.c_attn.weight[:, 24:].T,
              "W_O": lambda b: b.attn.c_proj.weight},
-    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "bert": BERT, "roberta": BERT,
+    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": LLAMA,
+    "gemma3_text": LLAMA, "bert": BERT, "roberta": BERT,
 }
 LARGE = 1e-8  # where a displacement of 1e2 lies beside one of 1: close to 1e-10 of the larger
 

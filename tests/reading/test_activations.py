@@ -271,7 +271,7 @@ def test_final_states_give_the_logits_with_and_without_a_change(kind):
     for i, row in enumerate(ids):
         with set_neurons(as_read(model), 1, 0, place[i], neuron[i], 0.0):
             close(p.logits(changed[i]), model(torch.tensor([row])).logits[0, place[i]].detach())
-    assert (changed - plain).abs().amax(1).min() > 1e-4
+    assert (changed - plain).abs().amax(1).min() > 1e-7  # little where a GELU is far below 0
 
 
 def test_final_states_at_several_places_of_a_row():

@@ -17,9 +17,9 @@ from tiny_configs import (
     ENCODERS,
     GROUPED,
     MODELS,
+    NO_BIAS,
     POST_NORM,
     TWO_ROTATIONS,
-    NO_BIAS,
     UNTIED,
 )
 from tiny_models import tiny
@@ -35,6 +35,7 @@ LLAMA = {"ff": "layers.{}.mlp", "attention": "layers.{}.self_attn",
          "attention_in": "layers.{}.input_layernorm",
          "ff_in": "layers.{}.post_attention_layernorm", "gate": "layers.{}.mlp.gate_proj",
          "up": "layers.{}.mlp.up_proj", "last": "layers.{}"}
+GEMMA = LLAMA | {"ff_in": "layers.{}.pre_feedforward_layernorm"}
 BERT_PATHS = {"ff": "encoder.layer.{}.output.dense",
               "attention": "encoder.layer.{}.attention.output.dense",
               "Q": "encoder.layer.{}.attention.self.query",
@@ -47,7 +48,7 @@ PATHS = {
              "attention_in": "h.{}.ln_1", "ff_in": "h.{}.ln_2", "K": "h.{}.mlp.c_fc",
              "last": "h.{}"},
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA,
-    "bert": BERT_PATHS, "roberta": BERT_PATHS,
+    "gemma2": GEMMA, "gemma3_text": GEMMA, "bert": BERT_PATHS, "roberta": BERT_PATHS,
 }
 HEADS = {  # what makes of an encoder's last state what meets E_out
     "bert": lambda model, x: model.cls.predictions.transform(x),
