@@ -37,16 +37,20 @@ MODELS = {
     "gemma3_text": causal("Gemma3", **LLAMA, head_dim=4, query_pre_attn_scalar=9,
                           sliding_window=64, layer_types=["sliding_attention", "full_attention"],
                           config_class="Gemma3TextConfig"),
+    "phi3": causal("Phi3", **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False),
+    "olmo2": causal("Olmo2", **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False),
+    "smollm3": causal("SmolLM3", **LLAMA | {"hidden_size": 16}, no_rope_layers=[1, 0],
+                      tie_word_embeddings=True),
     "bert": masked("Bert", **BERT),
     "roberta": masked("Roberta", **BERT),
 }
 BERT_KINDS = ("bert", "roberta")  # norms in the stream itself; texts have [CLS] and [SEP]
 ENCODERS = (*BERT_KINDS,)
 DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
-SILU = ("llama", "mistral", "qwen2", "qwen3")  # gated FF, of which both signs are active
-GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-UNTIED = ("llama", "qwen2")
-POST_NORM = ("gemma2", "gemma3_text")  # a norm behind each block
-NO_BIAS = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")  # of the FF values
+BOTH_SIGNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # of their active gates
+GATED = (*BOTH_SIGNS, "olmo2", "gemma2", "gemma3_text")
+GROUPED = GATED
+UNTIED = ("llama", "qwen2", "phi3", "olmo2")
+POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm behind each block
+NO_BIAS = tuple(kind for kind in GATED if kind != "llama")  # of the FF values
 TWO_ROTATIONS = ("gemma3_text",)  # by type of layer

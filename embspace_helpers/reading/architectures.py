@@ -95,7 +95,7 @@ GPT2 = Architecture(
     final_norm=lambda m: m.ln_f,
 )
 LLAMA = Architecture(
-    model_types=("llama", "mistral", "qwen2"),
+    model_types=("llama", "mistral", "qwen2", "smollm3"),
     embedding=lambda m: m.embed_tokens.weight,
     layers=lambda m: m.layers,
     queries_keys_values=lambda b: (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj),
@@ -134,6 +134,20 @@ GEMMA3 = replace(
     key_norm=lambda b: b.self_attn.k_norm,
     score_cap=lambda c: None,  # in its configuration, and not in its code
 )
+PHI3 = replace(
+    LLAMA,
+    model_types=("phi3",),
+    queries_keys_values=lambda b: (b.self_attn.qkv_proj,),
+    keys=lambda b: {"gate": b.mlp.gate_up_proj, "up": b.mlp.gate_up_proj},
+)
+OLMO2 = replace(
+    QWEN3,  # but its norms of queries and keys are of all heads side by side
+    model_types=("olmo2",),
+    attention_norm=lambda b: None,
+    ff_norm=lambda b: None,
+    attention_post_norm=lambda b: b.post_attention_layernorm,
+    ff_post_norm=lambda b: b.post_feedforward_layernorm,
+)
 BERT = Architecture(
     model_types=("bert", "roberta"),
     embedding=lambda m: m.embeddings.word_embeddings.weight,
@@ -157,6 +171,8 @@ ARCHITECTURES = {
     "Qwen3": QWEN3,
     "Gemma 2": GEMMA2,
     "Gemma 3": GEMMA3,
+    "Phi-3": PHI3,
+    "OLMo 2": OLMO2,
     "BERT": BERT,
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

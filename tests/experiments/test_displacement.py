@@ -39,6 +39,12 @@ ROWS = {
              "W_V": lambda b: b.attn.c_attn.weight[:, 24:].T,
              "W_O": lambda b: b.attn.c_proj.weight},
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": LLAMA,
+    "phi3": LLAMA | {
+        "gate": lambda b: b.mlp.gate_up_proj.weight[:20],
+        "up": lambda b: b.mlp.gate_up_proj.weight[20:],
+        "W_Q": lambda b: b.self_attn.qkv_proj.weight[:16],
+        "W_K": lambda b: b.self_attn.qkv_proj.weight[16:24],
+        "W_V": lambda b: b.self_attn.qkv_proj.weight[24:]}, "olmo2": LLAMA, "smollm3": LLAMA,
     "gemma3_text": LLAMA, "bert": BERT, "roberta": BERT,
 }
 LARGE = 1e-8  # where a displacement of 1e2 lies beside one of 1: close to 1e-10 of the larger

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_configs import BERT_KINDS, DECODERS, GROUPED, SILU
+from tiny_configs import BERT_KINDS, BOTH_SIGNS, DECODERS, GROUPED
 from tiny_models import close, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
@@ -68,10 +68,11 @@ def in_front(kind, cache):
     """The stream in front of attention ("W_O") and FF blocks ("K"): {(block, layer): (n, d)}."""
     model, found = tiny_model(kind), {}
     params = model.parameters
-    norms = [(("W_O", layer), params.attention_norm(layer)) for layer in (0, 1)]
-    norms += [(("K", layer), params.ff_norm(layer)) for layer in (0, 1)]
-    hooks = [(norm, lambda _, inputs, key=key: found.setdefault(key, []).append(inputs[0][0]), True)
-             for key, norm in norms]
+    enters = [(("W_O", layer), params.attention_norm(layer) or params.reader(layer, "attention"))
+              for layer in (0, 1)]
+    enters += [(("K", layer), params.ff_norm(layer) or params.reader(layer)) for layer in (0, 1)]
+    hooks = [(module, lambda _, inputs, key=key: found.setdefault(key, []).append(
+        inputs[0].reshape(-1, params.d)), True) for key, module in enters]
     with torch.no_grad(), hooked(hooks):
         for row in ROWS:
             model.model(torch.tensor([row]))
@@ -138,7 +139,7 @@ def test_active_lists_are_the_words_of_each_row_with_its_sign(kind):
                 for words, (i, sign) in zip(found[position].split(K), used):
                     expected = slow_top(model, sign * row_of(model.parameters, group, layer, i))
                     assert set(words.tolist()) == expected
-        if kind in SILU or group in ("up", "W_V", "W_O"):  # GELU is seldom far below 0
+        if kind in BOTH_SIGNS or group in ("up", "W_V", "W_O"):  # GELU is seldom far below 0
             assert seen == {-1, 1}
 
 

@@ -48,7 +48,11 @@ PATHS = {
              "attention_in": "h.{}.ln_1", "ff_in": "h.{}.ln_2", "K": "h.{}.mlp.c_fc",
              "last": "h.{}"},
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA,
-    "gemma2": GEMMA, "gemma3_text": GEMMA, "bert": BERT_PATHS, "roberta": BERT_PATHS,
+    "phi3": {key: LLAMA[key] for key in ("ff", "attention", "attention_in", "ff_in", "last")} | {
+        "QKV": "layers.{}.self_attn.qkv_proj", "gate and up": "layers.{}.mlp.gate_up_proj"},
+    "olmo2": LLAMA | {"attention_in": "layers.{}.self_attn", "ff_in": "layers.{}.mlp"},
+    "smollm3": LLAMA, "gemma2": GEMMA, "gemma3_text": GEMMA,
+    "bert": BERT_PATHS, "roberta": BERT_PATHS,
 }
 HEADS = {  # what makes of an encoder's last state what meets E_out
     "bert": lambda model, x: model.cls.predictions.transform(x),
