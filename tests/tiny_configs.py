@@ -10,6 +10,7 @@ LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidd
          "bos_token_id": 0, "eos_token_id": 39, "pad_token_id": None}
 BERT = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 32}
+NEOX = BERT | {"num_attention_heads": 3, "bos_token_id": 0, "eos_token_id": 39}
 
 
 def causal(name, head="ForCausalLM", config_class=None, **config):
@@ -41,6 +42,7 @@ MODELS = {
     "olmo2": causal("Olmo2", **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False),
     "smollm3": causal("SmolLM3", **LLAMA | {"hidden_size": 16}, no_rope_layers=[1, 0],
                       tie_word_embeddings=True),
+    "gpt_neox": causal("GPTNeoX", **NEOX, rotary_pct=0.5),
     "bert": masked("Bert", **BERT),
     "roberta": masked("Roberta", **BERT),
 }
@@ -50,7 +52,8 @@ DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
 BOTH_SIGNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # of their active gates
 GATED = (*BOTH_SIGNS, "olmo2", "gemma2", "gemma3_text")
 GROUPED = GATED
-UNTIED = ("llama", "qwen2", "phi3", "olmo2")
+UNTIED = ("llama", "qwen2", "phi3", "olmo2", "gpt_neox")
+PARALLEL = ("gpt_neox",)  # FF and attention read the same state
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm behind each block
 NO_BIAS = tuple(kind for kind in GATED if kind != "llama")  # of the FF values
 TWO_ROTATIONS = ("gemma3_text",)  # by type of layer

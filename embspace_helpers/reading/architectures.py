@@ -148,6 +148,22 @@ OLMO2 = replace(
     attention_post_norm=lambda b: b.post_attention_layernorm,
     ff_post_norm=lambda b: b.post_feedforward_layernorm,
 )
+GPT_NEOX = replace(
+    GPT2,  # the names are others
+    model_types=("gpt_neox",),
+    embedding=lambda m: m.embed_in.weight,
+    layers=lambda m: m.layers,
+    queries_keys_values=lambda b: (b.attention.query_key_value,),
+    output=lambda b: b.attention.dense,
+    keys=lambda b: {"K": b.mlp.dense_h_to_4h},
+    value=lambda b: b.mlp.dense_4h_to_h,
+    attention_norm=lambda b: b.input_layernorm,
+    ff_norm=lambda b: b.post_attention_layernorm,
+    final_norm=lambda m: m.final_layer_norm,
+    head_by_head=True,
+    parallel=lambda c: c.use_parallel_residual,
+    position="rotary",
+)
 BERT = Architecture(
     model_types=("bert", "roberta"),
     embedding=lambda m: m.embeddings.word_embeddings.weight,
@@ -173,6 +189,7 @@ ARCHITECTURES = {
     "Gemma 3": GEMMA3,
     "Phi-3": PHI3,
     "OLMo 2": OLMO2,
+    "GPT-NeoX": GPT_NEOX,
     "BERT": BERT,
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

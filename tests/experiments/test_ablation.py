@@ -5,7 +5,7 @@ from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
-from tiny_configs import DECODERS, ENCODERS, GATED, POST_NORM
+from tiny_configs import DECODERS, ENCODERS, GATED, PARALLEL, POST_NORM
 from tiny_models import close, random, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.ablation import (
@@ -179,6 +179,8 @@ def one_at_a_time(model, cache, layer, neuron, i, value):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
+    if kind in PARALLEL and not layer:
+        pytest.skip("its first FF sees single tokens: alike wherever they stand, and ties")
     model, cache = run(kind, positions=14)
     neurons, contexts = permutation(model.parameters.d_ff)[:15], 3  # 45 cases: more than one batch
     found = ablate_neurons(model, cache, layer, neurons, IDS, contexts)

@@ -39,6 +39,11 @@ ROWS = {
              "W_V": lambda b: b.attn.c_attn.weight[:, 24:].T,
              "W_O": lambda b: b.attn.c_proj.weight},
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": LLAMA,
+    "gpt_neox": {
+        "K": lambda b: b.mlp.dense_h_to_4h.weight, "V": lambda b: b.mlp.dense_4h_to_h.weight.T,
+        **{group: lambda b, i=i: b.attention.query_key_value.weight.view(3, 3, 4, 12)[:, i]
+           for i, group in enumerate(("W_Q", "W_K", "W_V"))},  # (heads, d_h, d)
+        "W_O": lambda b: b.attention.dense.weight.T},
     "phi3": LLAMA | {
         "gate": lambda b: b.mlp.gate_up_proj.weight[:20],
         "up": lambda b: b.mlp.gate_up_proj.weight[20:],
@@ -86,7 +91,7 @@ def test_displacement_is_what_was_added_to_a_module(kind):
         for group, layer in product(groups, (0, 1)):
             found = displacement(after, before, group, layer)
             if (group, layer) == (changed, 1):
-                close(found, added)
+                close(found, added.reshape(found.shape))
             else:
                 assert found.shape == before.parameters.vectors(group, layer).shape
                 assert not found.any()
@@ -196,7 +201,8 @@ def test_stream_views_are_the_weights_themselves(kind):
         assert (logits(model) - same).abs().max() > 1e-9  # little for queries that are normed
         for other in params.groups:
             factor = 2 if other == group else 1
-            assert torch.equal(rows[other](params.blocks[1]), factor * before.vectors(other, 1))
+            found = rows[other](params.blocks[1]).flatten(0, -2)
+            assert torch.equal(found, factor * before.vectors(other, 1))
         view /= 2
     assert torch.equal(logits(model), same)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_configs import BERT_KINDS, BOTH_SIGNS, DECODERS, GROUPED
+from tiny_configs import BERT_KINDS, BOTH_SIGNS, DECODERS, GROUPED, PARALLEL
 from tiny_models import close, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
@@ -204,7 +204,9 @@ def test_the_state_before_is_what_stands_in_front_of_the_block(kind):
             block = "W_O" if group in ("W_V", "W_O") else "K"
             state = state_before(model, cache, group, layer)
             close(state, found[block, layer])
-        assert (found["K", layer] - found["W_O", layer]).abs().mean() > 0.1
+        assert model.parameters.parallel == (kind in PARALLEL)
+        between = (found["K", layer] - found["W_O", layer]).abs().mean()
+        assert between == 0 if kind in PARALLEL else between > 0.1
         assert (cache.states[layer] - found["K", layer]).abs().mean() > 0.1
 
 

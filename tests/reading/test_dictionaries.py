@@ -21,6 +21,8 @@ PATHS = {"gpt2": {"ff": "h.{}.mlp.c_fc", "attention": "h.{}.attn.c_attn"},
          "gemma2": LLAMA, "gemma3_text": LLAMA,
          "olmo2": LLAMA, "smollm3": LLAMA,
          "phi3": {"ff": "layers.{}.mlp.gate_up_proj", "attention": "layers.{}.self_attn.qkv_proj"},
+         "gpt_neox": {"ff": "layers.{}.mlp.dense_h_to_4h",
+                      "attention": "layers.{}.attention.query_key_value"},
          "bert": BERT, "roberta": BERT}
 TEXTS = [" ".join(str(i) for i in torch.randint(3, 40, (n,), generator=torch.Generator()
                   .manual_seed(n)).tolist()) for n in (9, 14, 20, 25)]

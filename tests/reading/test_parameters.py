@@ -52,6 +52,11 @@ PATHS = {
         "QKV": "layers.{}.self_attn.qkv_proj", "gate and up": "layers.{}.mlp.gate_up_proj"},
     "olmo2": LLAMA | {"attention_in": "layers.{}.self_attn", "ff_in": "layers.{}.mlp"},
     "smollm3": LLAMA, "gemma2": GEMMA, "gemma3_text": GEMMA,
+    "gpt_neox": {"ff": "layers.{}.mlp", "attention": "layers.{}.attention",
+                 "QKV by head": "layers.{}.attention.query_key_value",
+                 "attention_in": "layers.{}.input_layernorm",
+                 "ff_in": "layers.{}.post_attention_layernorm",
+                 "K": "layers.{}.mlp.dense_h_to_4h", "last": "layers.{}"},
     "bert": BERT_PATHS, "roberta": BERT_PATHS,
 }
 HEADS = {  # what makes of an encoder's last state what meets E_out
