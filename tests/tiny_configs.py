@@ -45,8 +45,12 @@ MODELS = {
     "gpt_neox": causal("GPTNeoX", **NEOX, rotary_pct=0.5),
     "bert": masked("Bert", **BERT),
     "roberta": masked("Roberta", **BERT),
+    "distilbert": masked("DistilBert", vocab_size=40, dim=12, hidden_dim=20, n_layers=2, n_heads=4,
+                         max_position_embeddings=32),
+    "electra": masked("Electra", **BERT, embedding_size=12),
+    "mpnet": masked("MPNet", **BERT),
 }
-BERT_KINDS = ("bert", "roberta")  # norms in the stream itself; texts have [CLS] and [SEP]
+BERT_KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet")  # norms in the stream
 ENCODERS = (*BERT_KINDS,)
 DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
 BOTH_SIGNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # of their active gates

@@ -165,7 +165,7 @@ GPT_NEOX = replace(
     position="rotary",
 )
 BERT = Architecture(
-    model_types=("bert", "roberta"),
+    model_types=("bert", "roberta", "electra"),
     embedding=lambda m: m.embeddings.word_embeddings.weight,
     layers=lambda m: m.encoder.layer,
     queries_keys_values=lambda b: (b.attention.self.query, b.attention.self.key,
@@ -180,6 +180,26 @@ BERT = Architecture(
     causal=False,
     positions=lambda m: _bert_positions(m.embeddings.position_embeddings),
 )
+DISTILBERT = replace(
+    BERT,
+    model_types=("distilbert",),
+    layers=lambda m: m.transformer.layer,
+    queries_keys_values=lambda b: (b.attention.q_lin, b.attention.k_lin, b.attention.v_lin),
+    output=lambda b: b.attention.out_lin,
+    keys=lambda b: {"K": b.ffn.lin1},
+    value=lambda b: b.ffn.lin2,
+    attention_norm=lambda b: b.sa_layer_norm,
+    ff_norm=lambda b: b.output_layer_norm,
+    positions=lambda m: m.config.max_position_embeddings,
+)
+MPNET = replace(
+    BERT,
+    model_types=("mpnet",),
+    queries_keys_values=lambda b: (b.attention.attn.q, b.attention.attn.k, b.attention.attn.v),
+    output=lambda b: b.attention.attn.o,
+    attention_norm=lambda b: b.attention.LayerNorm,
+    position="relative",  # and learned as well
+)
 
 ARCHITECTURES = {
     "GPT-2": GPT2,
@@ -191,6 +211,8 @@ ARCHITECTURES = {
     "OLMo 2": OLMO2,
     "GPT-NeoX": GPT_NEOX,
     "BERT": BERT,
+    "DistilBERT": DISTILBERT,
+    "MPNet": MPNET,
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

@@ -51,6 +51,14 @@ ROWS = {
         "W_K": lambda b: b.self_attn.qkv_proj.weight[16:24],
         "W_V": lambda b: b.self_attn.qkv_proj.weight[24:]}, "olmo2": LLAMA, "smollm3": LLAMA,
     "gemma3_text": LLAMA, "bert": BERT, "roberta": BERT,
+    "electra": BERT,
+    "distilbert": {
+        "K": lambda b: b.ffn.lin1.weight, "V": lambda b: b.ffn.lin2.weight.T,
+        "W_Q": lambda b: b.attention.q_lin.weight, "W_K": lambda b: b.attention.k_lin.weight,
+        "W_V": lambda b: b.attention.v_lin.weight, "W_O": lambda b: b.attention.out_lin.weight.T},
+    "mpnet": BERT | {
+        "W_Q": lambda b: b.attention.attn.q.weight, "W_K": lambda b: b.attention.attn.k.weight,
+        "W_V": lambda b: b.attention.attn.v.weight, "W_O": lambda b: b.attention.attn.o.weight.T},
 }
 LARGE = 1e-8  # where a displacement of 1e2 lies beside one of 1: close to 1e-10 of the larger
 

@@ -145,7 +145,8 @@ def test_texts_are_cut_to_what_model_and_tokenizer_take():
     assert len(tokenize(as_read(model, tokenizer), [text], 40)[0]) == 9
 
 
-@pytest.mark.parametrize("kind, most", [("bert", 32), ("roberta", 30), ("llama", 32)])
+@pytest.mark.parametrize("kind, most", [
+    ("bert", 32), ("roberta", 30), ("distilbert", 32), ("mpnet", 30), ("llama", 32)])
 def test_a_text_of_all_positions_can_be_run_and_no_longer_one(kind, most):
     model = tiny(kind)
     row, = tokenize(as_read(model), [" ".join(["7"] * 50)], 40)

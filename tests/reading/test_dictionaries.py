@@ -23,7 +23,10 @@ PATHS = {"gpt2": {"ff": "h.{}.mlp.c_fc", "attention": "h.{}.attn.c_attn"},
          "phi3": {"ff": "layers.{}.mlp.gate_up_proj", "attention": "layers.{}.self_attn.qkv_proj"},
          "gpt_neox": {"ff": "layers.{}.mlp.dense_h_to_4h",
                       "attention": "layers.{}.attention.query_key_value"},
-         "bert": BERT, "roberta": BERT}
+         "bert": BERT, "roberta": BERT, "electra": BERT,
+         "distilbert": {"ff": "transformer.layer.{}.ffn.lin1",
+                        "attention": "transformer.layer.{}.attention.q_lin"},
+         "mpnet": BERT | {"attention": "encoder.layer.{}.attention.attn.q"}}
 TEXTS = [" ".join(str(i) for i in torch.randint(3, 40, (n,), generator=torch.Generator()
                   .manual_seed(n)).tolist()) for n in (9, 14, 20, 25)]
 RIDGE = 0.01

@@ -57,11 +57,24 @@ PATHS = {
                  "attention_in": "layers.{}.input_layernorm",
                  "ff_in": "layers.{}.post_attention_layernorm",
                  "K": "layers.{}.mlp.dense_h_to_4h", "last": "layers.{}"},
-    "bert": BERT_PATHS, "roberta": BERT_PATHS,
+    "bert": BERT_PATHS, "roberta": BERT_PATHS, "electra": BERT_PATHS,
+    "distilbert": {"ff": "transformer.layer.{}.ffn", "attention": "transformer.layer.{}.attention",
+                   "Q": "transformer.layer.{}.attention.q_lin",
+                   "K_att": "transformer.layer.{}.attention.k_lin",
+                   "attention_in": "transformer.layer.{}.attention",
+                   "ff_in": "transformer.layer.{}.ffn", "K": "transformer.layer.{}.ffn.lin1",
+                   "last": "transformer.layer.{}"},
+    "mpnet": BERT_PATHS | {"attention": "encoder.layer.{}.attention.attn",
+                           "Q": "encoder.layer.{}.attention.attn.q",
+                           "K_att": "encoder.layer.{}.attention.attn.k",
+                           "attention_in": "encoder.layer.{}.attention.attn"},
 }
 HEADS = {  # what makes of an encoder's last state what meets E_out
     "bert": lambda model, x: model.cls.predictions.transform(x),
     "roberta": lambda model, x: model.lm_head.layer_norm(gelu(model.lm_head.dense(x))),
+    "distilbert": lambda model, x: model.vocab_layer_norm(gelu(model.vocab_transform(x))),
+    "electra": lambda model, x: model.generator_predictions(x),
+    "mpnet": lambda model, x: model.lm_head.layer_norm(gelu(model.lm_head.dense(x))),
 }
 gelu = ACT2FN["gelu"]
 
@@ -135,6 +148,8 @@ class Case:
     def masked(self, scores):
         """Scores (2, H, 7, 7) with what else enters before the softmax."""
         causal = torch.full((7, 7), -math.inf).triu(1) if self.kind in DECODERS else 0.0
+        if self.kind == "mpnet":
+            causal = self.model.base_model.encoder.compute_position_bias(torch.zeros(2, 7))
         return scores + causal
 
 
