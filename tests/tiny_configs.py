@@ -11,6 +11,7 @@ LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidd
 BERT = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 32}
 NEOX = BERT | {"num_attention_heads": 3, "bos_token_id": 0, "eos_token_id": 39}
+OPT = {key: NEOX[key] for key in NEOX if key != "intermediate_size"}
 
 
 def causal(name, head="ForCausalLM", config_class=None, **config):
@@ -43,6 +44,11 @@ MODELS = {
     "smollm3": causal("SmolLM3", **LLAMA | {"hidden_size": 16}, no_rope_layers=[1, 0],
                       tie_word_embeddings=True),
     "gpt_neox": causal("GPTNeoX", **NEOX, rotary_pct=0.5),
+    "opt": causal("OPT", **OPT, ffn_dim=20, word_embed_proj_dim=12,
+                  activation_function="gelu"),  # Galactica's: behind a ReLU much is just 0
+    "gpt_neo": causal("GPTNeo", **OPT, intermediate_size=20, num_heads=3, num_layers=2,
+                      attention_types=[[["global", "local"], 1]]),
+    "gptj": causal("GPTJ", **OPT, n_inner=20, rotary_dim=2),
     "bert": masked("Bert", **BERT),
     "roberta": masked("Roberta", **BERT),
     "distilbert": masked("DistilBert", vocab_size=40, dim=12, hidden_dim=20, n_layers=2, n_heads=4,
@@ -56,8 +62,8 @@ DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
 BOTH_SIGNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # of their active gates
 GATED = (*BOTH_SIGNS, "olmo2", "gemma2", "gemma3_text")
 GROUPED = GATED
-UNTIED = ("llama", "qwen2", "phi3", "olmo2", "gpt_neox")
-PARALLEL = ("gpt_neox",)  # FF and attention read the same state
+UNTIED = ("llama", "qwen2", "phi3", "olmo2", "gpt_neox", "gptj")
+PARALLEL = ("gpt_neox", "gptj")  # FF and attention read the same state
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm behind each block
 NO_BIAS = tuple(kind for kind in GATED if kind != "llama")  # of the FF values
 TWO_ROTATIONS = ("gemma3_text",)  # by type of layer

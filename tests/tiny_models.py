@@ -145,6 +145,8 @@ def in_float64(model):
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
         if name.endswith("RotaryEmbedding"):
             module.__class__ = Rotation
+        if name == "GPTJAttention":
+            module.embed_positions = old_rotation(*module.embed_positions.shape)
         if name in ("GPTJAttention", "GPTNeoSelfAttention"):
             module._attn = MethodType(old_attention, module)
     code = sys.modules[type(model).__module__]
@@ -194,6 +196,12 @@ def old_attention(self, query, key, value, attention_mask=None):
     scores = query @ key.mT / getattr(self, "scale_attn", 1.0)
     weights = (scores + (0 if attention_mask is None else attention_mask)).softmax(-1)
     return weights @ value, weights
+
+
+def old_rotation(n, dim):
+    """GPT-J's table of sines and cosines."""
+    angles = torch.arange(n)[:, None] * 1e4 ** (-torch.arange(0, dim, 2).double() / dim)
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 AttentionInterface.register("float64", attention)

@@ -148,6 +148,39 @@ OLMO2 = replace(
     attention_post_norm=lambda b: b.post_attention_layernorm,
     ff_post_norm=lambda b: b.post_feedforward_layernorm,
 )
+OPT = replace(
+    GPT2,
+    model_types=("opt",),
+    embedding=lambda m: m.decoder.embed_tokens.weight,
+    layers=lambda m: m.decoder.layers,
+    queries_keys_values=LLAMA.queries_keys_values,
+    output=lambda b: b.self_attn.out_proj,
+    keys=lambda b: {"K": b.fc1},
+    value=lambda b: b.fc2,
+    attention_norm=lambda b: b.self_attn_layer_norm,
+    ff_norm=lambda b: b.final_layer_norm,
+    final_norm=lambda m: m.decoder.final_layer_norm,
+    refused=lambda c: "" if c.do_layer_norm_before else "its norms stand behind each sum",
+)
+GPT_NEO = replace(
+    GPT2,
+    model_types=("gpt_neo",),
+    queries_keys_values=lambda b: (b.attn.attention.q_proj, b.attn.attention.k_proj,
+                                   b.attn.attention.v_proj),
+    output=lambda b: b.attn.attention.out_proj,
+    score_scale=lambda c: 1.0,
+)
+GPT_J = replace(
+    GPT2,
+    model_types=("gptj",),
+    queries_keys_values=lambda b: (b.attn.q_proj, b.attn.k_proj, b.attn.v_proj),
+    output=lambda b: b.attn.out_proj,
+    keys=lambda b: {"K": b.mlp.fc_in},
+    value=lambda b: b.mlp.fc_out,
+    ff_norm=lambda b: b.ln_1,  # the norm in front of both
+    parallel=lambda c: True,
+    position="rotary",
+)
 GPT_NEOX = replace(
     GPT2,  # the names are others
     model_types=("gpt_neox",),
@@ -210,6 +243,9 @@ ARCHITECTURES = {
     "Phi-3": PHI3,
     "OLMo 2": OLMO2,
     "GPT-NeoX": GPT_NEOX,
+    "OPT": OPT,
+    "GPT-Neo": GPT_NEO,
+    "GPT-J": GPT_J,
     "BERT": BERT,
     "DistilBERT": DISTILBERT,
     "MPNet": MPNET,

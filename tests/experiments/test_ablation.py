@@ -195,7 +195,7 @@ def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
         each = [one_at_a_time(model, cache, layer, neuron, i, 0.0) for i in best]
         for actual, expected in zip(found, zip(*each)):
             close(actual[case], sum(expected) / contexts)
-    assert by_size  # the size alone would have chosen other positions
+    assert by_size or kind not in GATED  # the size alone would have chosen other positions
     assert signs == {-1, 1} or kind not in GATED  # GELU is seldom far below 0
     assert all(x.shape == (15, 4) and x.abs().amax(1).min() > 1e-6 for x in found)
     if layer == 1:  # nobody reads what was written

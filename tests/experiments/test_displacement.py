@@ -39,6 +39,18 @@ ROWS = {
              "W_V": lambda b: b.attn.c_attn.weight[:, 24:].T,
              "W_O": lambda b: b.attn.c_proj.weight},
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma2": LLAMA,
+    "opt": {"K": lambda b: b.fc1.weight, "V": lambda b: b.fc2.weight.T,
+            "W_Q": lambda b: b.self_attn.q_proj.weight, "W_K": lambda b: b.self_attn.k_proj.weight,
+            "W_V": lambda b: b.self_attn.v_proj.weight,
+            "W_O": lambda b: b.self_attn.out_proj.weight.T},
+    "gpt_neo": {"K": lambda b: b.mlp.c_fc.weight, "V": lambda b: b.mlp.c_proj.weight.T,
+                "W_Q": lambda b: b.attn.attention.q_proj.weight,
+                "W_K": lambda b: b.attn.attention.k_proj.weight,
+                "W_V": lambda b: b.attn.attention.v_proj.weight,
+                "W_O": lambda b: b.attn.attention.out_proj.weight.T},
+    "gptj": {"K": lambda b: b.mlp.fc_in.weight, "V": lambda b: b.mlp.fc_out.weight.T,
+             "W_Q": lambda b: b.attn.q_proj.weight, "W_K": lambda b: b.attn.k_proj.weight,
+             "W_V": lambda b: b.attn.v_proj.weight, "W_O": lambda b: b.attn.out_proj.weight.T},
     "gpt_neox": {
         "K": lambda b: b.mlp.dense_h_to_4h.weight, "V": lambda b: b.mlp.dense_4h_to_h.weight.T,
         **{group: lambda b, i=i: b.attention.query_key_value.weight.view(3, 3, 4, 12)[:, i]

@@ -52,6 +52,18 @@ PATHS = {
         "QKV": "layers.{}.self_attn.qkv_proj", "gate and up": "layers.{}.mlp.gate_up_proj"},
     "olmo2": LLAMA | {"attention_in": "layers.{}.self_attn", "ff_in": "layers.{}.mlp"},
     "smollm3": LLAMA, "gemma2": GEMMA, "gemma3_text": GEMMA,
+    "opt": {"ff": "decoder.layers.{}.fc2", "attention": "decoder.layers.{}.self_attn",
+            "Q": "decoder.layers.{}.self_attn.q_proj",
+            "K_att": "decoder.layers.{}.self_attn.k_proj",
+            "attention_in": "decoder.layers.{}.self_attn_layer_norm",
+            "ff_in": "decoder.layers.{}.final_layer_norm", "K": "decoder.layers.{}.fc1",
+            "last": "decoder.layers.{}"},
+    "gpt_neo": {"ff": "h.{}.mlp", "attention": "h.{}.attn", "Q": "h.{}.attn.attention.q_proj",
+                "K_att": "h.{}.attn.attention.k_proj", "attention_in": "h.{}.ln_1",
+                "ff_in": "h.{}.ln_2", "K": "h.{}.mlp.c_fc", "last": "h.{}"},
+    "gptj": {"ff": "h.{}.mlp", "attention": "h.{}.attn", "Q": "h.{}.attn.q_proj",
+             "K_att": "h.{}.attn.k_proj", "attention_in": "h.{}.ln_1", "ff_in": "h.{}.ln_1",
+             "K": "h.{}.mlp.fc_in", "last": "h.{}"},
     "gpt_neox": {"ff": "layers.{}.mlp", "attention": "layers.{}.attention",
                  "QKV by head": "layers.{}.attention.query_key_value",
                  "attention_in": "layers.{}.input_layernorm",
@@ -138,6 +150,8 @@ class Case:
         norms = getattr(block, "self_attn", None)
         if hasattr(norms, "q_norm"):
             q, k = (of_heads(norm, x) for norm, x in ((norms.q_norm, q), (norms.k_norm, k)))
+        if self.kind == "gptj":
+            return tuple(interleaved(x) for x in (q, k))
         if getattr(norms, "use_rope", True) and hasattr(self.model.base_model, "rotary_emb"):
             turn = sys.modules[type(self.model).__module__].apply_rotary_pos_emb
             types = (config.layer_types[layer],) if self.kind in TWO_ROTATIONS else ()
@@ -151,6 +165,13 @@ class Case:
         if self.kind == "mpnet":
             causal = self.model.base_model.encoder.compute_position_bias(torch.zeros(2, 7))
         return scores + causal
+
+
+def interleaved(x):
+    """GPT-J's rotation of heads (2, H, 7, d_h): the first two numbers, as one complex number."""
+    turned = torch.view_as_complex(x[..., :2].contiguous()) * torch.exp(
+        1j * torch.arange(7, dtype=torch.float64))
+    return torch.cat([torch.view_as_real(turned), x[..., 2:]], -1)
 
 
 def of_heads(norm, x):
