@@ -55,15 +55,17 @@ MODELS = {
                          max_position_embeddings=32),
     "electra": masked("Electra", **BERT, embedding_size=12),
     "mpnet": masked("MPNet", **BERT),
+    "modernbert": masked("ModernBert", **BERT | {"hidden_size": 16}, pad_token_id=0, bos_token_id=1,
+                         eos_token_id=2, cls_token_id=1, sep_token_id=2),
 }
 BERT_KINDS = ("bert", "roberta", "distilbert", "electra", "mpnet")  # norms in the stream
-ENCODERS = (*BERT_KINDS,)
+ENCODERS = (*BERT_KINDS, "modernbert")
 DECODERS = tuple(kind for kind in MODELS if kind not in ENCODERS)
 BOTH_SIGNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # of their active gates
-GATED = (*BOTH_SIGNS, "olmo2", "gemma2", "gemma3_text")
-GROUPED = GATED
+GROUPED = (*BOTH_SIGNS, "olmo2", "gemma2", "gemma3_text")
+GATED = (*GROUPED, "modernbert")
 UNTIED = ("llama", "qwen2", "phi3", "olmo2", "gpt_neox", "gptj")
 PARALLEL = ("gpt_neox", "gptj")  # FF and attention read the same state
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm behind each block
 NO_BIAS = tuple(kind for kind in GATED if kind != "llama")  # of the FF values
-TWO_ROTATIONS = ("gemma3_text",)  # by type of layer
+TWO_ROTATIONS = ("gemma3_text", "modernbert")  # by type of layer

@@ -233,6 +233,21 @@ MPNET = replace(
     attention_norm=lambda b: b.attention.LayerNorm,
     position="relative",  # and learned as well
 )
+MODERNBERT = replace(
+    GPT2,
+    model_types=("modernbert",),
+    embedding=lambda m: m.embeddings.tok_embeddings.weight,  # a norm stands behind it
+    layers=lambda m: m.layers,
+    queries_keys_values=lambda b: (b.attn.Wqkv,),
+    output=lambda b: b.attn.Wo,
+    keys=lambda b: {"gate": b.mlp.Wi, "up": b.mlp.Wi},
+    value=lambda b: b.mlp.Wo,
+    attention_norm=lambda b: b.attn_norm,  # the first layer has none
+    ff_norm=lambda b: b.mlp_norm,
+    final_norm=lambda m: m.final_norm,
+    causal=False,
+    position="rotary",
+)
 
 ARCHITECTURES = {
     "GPT-2": GPT2,
@@ -249,6 +264,7 @@ ARCHITECTURES = {
     "BERT": BERT,
     "DistilBERT": DISTILBERT,
     "MPNet": MPNET,
+    "ModernBERT": MODERNBERT,
 }
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

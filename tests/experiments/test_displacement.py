@@ -68,6 +68,11 @@ ROWS = {
         "K": lambda b: b.ffn.lin1.weight, "V": lambda b: b.ffn.lin2.weight.T,
         "W_Q": lambda b: b.attention.q_lin.weight, "W_K": lambda b: b.attention.k_lin.weight,
         "W_V": lambda b: b.attention.v_lin.weight, "W_O": lambda b: b.attention.out_lin.weight.T},
+    "modernbert": {
+        "gate": lambda b: b.mlp.Wi.weight[:20], "up": lambda b: b.mlp.Wi.weight[20:],
+        "V": lambda b: b.mlp.Wo.weight.T, "W_Q": lambda b: b.attn.Wqkv.weight[:16],
+        "W_K": lambda b: b.attn.Wqkv.weight[16:32], "W_V": lambda b: b.attn.Wqkv.weight[32:],
+        "W_O": lambda b: b.attn.Wo.weight.T},
     "mpnet": BERT | {
         "W_Q": lambda b: b.attention.attn.q.weight, "W_K": lambda b: b.attention.attn.k.weight,
         "W_V": lambda b: b.attention.attn.v.weight, "W_O": lambda b: b.attention.attn.o.weight.T},

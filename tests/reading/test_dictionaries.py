@@ -29,6 +29,7 @@ PATHS = {"gpt2": {"ff": "h.{}.mlp.c_fc", "attention": "h.{}.attn.c_attn"},
          "bert": BERT, "roberta": BERT, "electra": BERT,
          "distilbert": {"ff": "transformer.layer.{}.ffn.lin1",
                         "attention": "transformer.layer.{}.attention.q_lin"},
+         "modernbert": {"ff": "layers.{}.mlp.Wi", "attention": "layers.{}.attn.Wqkv"},
          "mpnet": BERT | {"attention": "encoder.layer.{}.attention.attn.q"}}
 TEXTS = [" ".join(str(i) for i in torch.randint(3, 40, (n,), generator=torch.Generator()
                   .manual_seed(n)).tolist()) for n in (9, 14, 20, 25)]

@@ -76,6 +76,10 @@ PATHS = {
                    "attention_in": "transformer.layer.{}.attention",
                    "ff_in": "transformer.layer.{}.ffn", "K": "transformer.layer.{}.ffn.lin1",
                    "last": "transformer.layer.{}"},
+    "modernbert": {"ff": "layers.{}.mlp", "attention": "layers.{}.attn",
+                   "QKV": "layers.{}.attn.Wqkv", "attention_in": "layers.{}.attn_norm",
+                   "ff_in": "layers.{}.mlp_norm", "gate and up": "layers.{}.mlp.Wi",
+                   "last": "layers.{}"},
     "mpnet": BERT_PATHS | {"attention": "encoder.layer.{}.attention.attn",
                            "Q": "encoder.layer.{}.attention.attn.q",
                            "K_att": "encoder.layer.{}.attention.attn.k",
@@ -85,6 +89,7 @@ HEADS = {  # what makes of an encoder's last state what meets E_out
     "bert": lambda model, x: model.cls.predictions.transform(x),
     "roberta": lambda model, x: model.lm_head.layer_norm(gelu(model.lm_head.dense(x))),
     "distilbert": lambda model, x: model.vocab_layer_norm(gelu(model.vocab_transform(x))),
+    "modernbert": lambda model, x: model.head(x),
     "electra": lambda model, x: model.generator_predictions(x),
     "mpnet": lambda model, x: model.lm_head.layer_norm(gelu(model.lm_head.dense(x))),
 }
