@@ -17,6 +17,7 @@ from embspace_helpers.reading.architectures import Affine, affine, architecture_
 from embspace_helpers.reading.arrays import all_finite, as_index
 from embspace_helpers.reading.factored import FactoredMatrix
 from embspace_helpers.reading.files import release
+from embspace_helpers.reading.precision import in_float32
 
 GROUP_NAMES = {"K": "keys", "gate": "gate keys", "up": "up keys", "V": "values",
                "W_Q": "query subheads", "W_K": "key subheads", "W_V": "value subheads",
@@ -36,8 +37,7 @@ class Parameters:
     attention score; `score_cap`, `logit_cap`: the soft cap of scores and logits, or None;
     `parallel`: FF and attention read the same state.
 
-    Raises ValueError for an architecture outside the table, a variant that cannot be read, or
-    weights that are not finite.
+    Raises ValueError for a model that the table does not have, and for weights that are not finite.
     """
 
     def __init__(self, model: nn.Module):
@@ -51,8 +51,7 @@ class Parameters:
         config = model.config
         if self.d != config.hidden_size:
             raise ValueError(f"this {self.architecture} model's embeddings have {self.d} numbers "
-                             f"and its stream has {config.hidden_size}: between them stands a "
-                             "projection, and E cannot be held against what the stream carries")
+                             f"and its stream has {config.hidden_size}: E is not in its space")
         self.L, self.H = len(self.blocks), config.num_attention_heads
         self.H_kv = getattr(config, "num_key_value_heads", None) or self.H
         first = self.entry.queries_keys_values(self.blocks[0])
@@ -76,12 +75,12 @@ class Parameters:
     @cached_property
     def E(self) -> Tensor:
         """Input embeddings, (d, e), one column per token."""
-        return _float32(self.entry.embedding(self._base)).T
+        return in_float32(self.entry.embedding(self._base)).T
 
     @cached_property
     def E_out(self) -> Tensor:
         """Output embeddings, (d, e): E itself where they are tied or there are none."""
-        return self.E if self.tied else _float32(self._head_module.weight).T
+        return self.E if self.tied else in_float32(self._head_module.weight).T
 
     def logits(self, states: Tensor) -> Tensor:
         """The logits (..., e) of last states (..., d) behind the final norm: E_out, bias, cap.
@@ -90,7 +89,7 @@ class Parameters:
         """
         logits = states @ self.E_out
         if getattr(self._head_module, "bias", None) is not None:
-            logits = logits + _float32(self._head_module.bias)
+            logits = logits + in_float32(self._head_module.bias)
         cap = self.logit_cap
         return logits if cap is None else cap * (logits / cap).tanh()
 
@@ -109,7 +108,7 @@ class Parameters:
         A gated FF has two, `kind` "gate" and "up"; without `kind` the first. With `fold_norm`
         the norm in front is folded in (see `fold`).
         """
-        weight = _float32(self._keys(layer, kind).weight)
+        weight = in_float32(self._keys(layer, kind).weight)
         return self.fold(weight, self.ff_norm(layer)) if fold_norm else weight
 
     def b_K(self, layer: int, kind: str | None = None) -> Tensor | None:
@@ -121,8 +120,8 @@ class Parameters:
 
         With `fold_norm` the norm behind the block, where there is one, is folded in.
         """
-        weight = _float32(affine(self.entry.value(self._block(layer))).weight).T
-        return self._fold_written(weight, self.ff_post_norm(layer)) if fold_norm else weight
+        weight = in_float32(affine(self.entry.value(self._block(layer))).weight).T
+        return self.fold_written(weight, self.ff_post_norm(layer)) if fold_norm else weight
 
     def b_V(self, layer: int) -> Tensor | None:
         """Bias of the FF values, (d,), or None: what the FF block writes whatever it reads."""
@@ -144,9 +143,9 @@ class Parameters:
 
     def W_O(self, layer: int, head: int | None = None, fold_norm: bool = False) -> Tensor:
         """Output weights, (H, d_h, d), or of one head, (d_h, d)."""
-        weight = _float32(affine(self.entry.output(self._block(layer))).weight).T  # (H d_h, d)
+        weight = in_float32(affine(self.entry.output(self._block(layer))).weight).T  # (H d_h, d)
         if fold_norm:
-            weight = self._fold_written(weight, self.attention_post_norm(layer))
+            weight = self.fold_written(weight, self.attention_post_norm(layer))
         stacked = weight.unflatten(0, (self.H, self.d_h))
         return stacked if head is None else stacked[self._head(head)]
 
@@ -239,12 +238,12 @@ class Parameters:
         folded = readers * self._gain(norm)
         return folded - folded.mean(-1, keepdim=True) if self.entry.centred_norm else folded
 
-    def _fold_written(self, writers: Tensor, norm: nn.Module | None) -> Tensor:
+    def fold_written(self, writers: Tensor, norm: nn.Module | None) -> Tensor:
         """Rows (n, d) times the gain of the RMSNorm behind them, which also divides their sum."""
         return writers if norm is None else writers * self._gain(norm)
 
     def _gain(self, norm: nn.Module) -> Tensor:
-        return _float32(norm.weight) + self.entry.gain_offset
+        return in_float32(norm.weight) + self.entry.gain_offset
 
     def _norm(self, name: str, layer: int) -> nn.Module | None:
         """A norm of the table; None for what is none, and for those that stand in the stream."""
@@ -278,10 +277,7 @@ class Parameters:
         return modules[kind], torch.arange(start, start + self.d_ff)
 
     def values_of(self, layer: int) -> tuple[nn.Module, Tensor]:
-        """The module that computes x W_V + b of all key-value heads, and which of its outputs.
-
-        These are (H_kv, d_h) numbers of columns.
-        """
+        """The module that computes x W_V + b, and which of its outputs, (H_kv, d_h)."""
         modules = self.entry.queries_keys_values(self._block(layer))
         if len(modules) > 1:
             return modules[-1], torch.arange(self.H_kv * self.d_h).view(self.H_kv, self.d_h)
@@ -295,9 +291,8 @@ class Parameters:
         bias, and behind the norm that stands behind the block, if there is one.
         """
         ff = block == "ff"
-        rows, bias = (self.V(layer), self.b_V(layer)) if ff else (self.vectors("W_O", layer),
-                                                                  self.b_O(layer))
-        found = coefficients @ rows
+        found = coefficients @ self.vectors("V" if ff else "W_O", layer)
+        bias = self.b_V(layer) if ff else self.b_O(layer)
         found = found if bias is None else found + bias
         norm = self.ff_post_norm(layer) if ff else self.attention_post_norm(layer)
         return found if norm is None else norm(found)
@@ -338,7 +333,7 @@ class Parameters:
     def _heads(self, which: int, layer: int, head: int | None, fold_norm: bool) -> Tensor:
         weight = self._queries_keys_values(layer)[which].weight  # (heads, d_h, d)
         chosen = None if head is None else self._head(head) if which == 0 else self.kv_head(head)
-        weight = _float32(weight if chosen is None else weight[chosen])
+        weight = in_float32(weight if chosen is None else weight[chosen])
         if fold_norm:
             weight = self.fold(weight, self.attention_norm(layer))
             norm = (self.entry.query_norm, self.entry.key_norm, lambda b: None)[which](
@@ -350,14 +345,5 @@ class Parameters:
 
 
 def _bias(module: nn.Module | Affine) -> Tensor | None:
-    """The bias of a module, as `_float32` gives it, or None."""
-    return None if module.bias is None else _float32(module.bias)
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    """The tensor without gradient; 16-bit numbers in float32, a copy."""
-    if tensor.element_size() >= 4:
-        return tensor.detach()
-    copy = tensor.detach().float()
-    release(tensor)
-    return copy
+    """The bias of a module, to be read, or None."""
+    return None if module.bias is None else in_float32(module.bias)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from tiny_configs import (
     BERT,
     BERT_KINDS,
@@ -507,6 +508,25 @@ def test_unknown_architecture():
     model.config = SimpleNamespace(model_type="falcon", num_experts=None)
     with pytest.raises(ValueError, match="'falcon'.*one entry"):
         architecture_of(model)
+
+
+@pytest.mark.parametrize("name, config, why", [
+    ("Electra", {"embedding_size": 8}, "embeddings have 8 numbers and its stream has 12"),
+    ("OPT", {"word_embed_proj_dim": 8}, "embeddings have 8 numbers and its stream has 12"),
+    ("OPT", {"do_layer_norm_before": False}, "this OPT model .*norms stand behind each sum"),
+])
+def test_variants_that_are_refused(name, config, why):
+    sizes = {key: size for key, size in BERT.items() if key != "intermediate_size"}
+    model = getattr(transformers, f"{name}Model")(
+        getattr(transformers, f"{name}Config")(**sizes | {"embedding_size": 12} | config))
+    with pytest.raises(ValueError, match=why):
+        Parameters(model)
+
+
+def test_an_electra_that_discriminates_has_no_output_embeddings():
+    p = Parameters(transformers.ElectraForPreTraining(transformers.ElectraConfig(
+        **BERT, embedding_size=12)))
+    assert p.tied and p.E_out is p.E and p.final_norm() is None
 
 
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts", "n_routed_experts"])
