@@ -25,6 +25,35 @@ def affine(module: nn.Module) -> Affine:
     return Affine(module.weight.T if turned else module.weight, module.bias)
 
 
+Rotation = Callable[[nn.Module, int, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
+
+
+def _rotation(m: nn.Module, layer: int, like: Tensor, position: Tensor,
+              typed: bool = False) -> tuple[Tensor | None, Tensor | None]:
+    """Cosines and sines (pairs,) from a model's `rotary_emb`, which gives all of them twice.
+
+    None for a layer that turns nothing (some of SmolLM3's). `typed`: other ones by type of layer.
+    """
+    if not getattr(getattr(m.layers[layer], "self_attn", None), "use_rope", True):
+        return None, None
+    types = (m.config.layer_types[layer],) if typed else ()
+    cos, sin = (x.flatten() for x in m.rotary_emb(like, position, *types))
+    return cos[: len(cos) // 2], sin[: len(sin) // 2]
+
+
+def _typed_rotation(m: nn.Module, layer: int, like: Tensor, position: Tensor
+                    ) -> tuple[Tensor | None, Tensor | None]:
+    """As `_rotation`, for Gemma 3 and ModernBERT."""
+    return _rotation(m, layer, like, position, typed=True)
+
+
+def _old_rotation(m: nn.Module, layer: int, like: Tensor, position: Tensor
+                  ) -> tuple[Tensor, Tensor]:
+    """Cosines and sines from GPT-J's table, sines first."""
+    sin, cos = m.h[layer].attn.embed_positions[position.item()].to(like.dtype).chunk(2)
+    return cos, sin
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Where one family keeps its weights: functions of the base model `m`, a layer `b`, a config.
@@ -43,9 +72,11 @@ class Architecture:
     `causal`: a position sees those before it; else a head of several layers stands in front of
     E_out. `parallel(config)`: FF and attention read the same state. `position`: how position
     enters; "rotary" turns queries and keys before they meet, "learned" adds to E, "relative" adds
-    to scores. `score_scale(config)`: the factor of scores, if it is not 1 / sqrt(d_h);
-    `score_cap` and `logit_cap`: x becomes cap · tanh(x / cap). `embedding_scale(config)`: E times
-    this enters the stream. `refused(config)`: why a variant cannot be read, or "".
+    to scores. `rotation(m, layer, like, position)`: cosines and sines, in the kind of number of
+    `like`, of the pairs (i, i + n / 2) of n numbers that are turned, or `interleaved` (2 i, 2 i +
+    1). `score_scale(config)`: the factor of scores, if it is not 1 / sqrt(d_h); `score_cap` and
+    `logit_cap`: x becomes cap · tanh(x / cap). `embedding_scale(config)`: E times this enters the
+    stream. `refused(config)`: why a variant cannot be read, or "".
     """
 
     model_types: tuple[str, ...]
@@ -68,6 +99,8 @@ class Architecture:
     head_by_head: bool = False
     causal: bool = True
     position: str = "learned"
+    rotation: Rotation = _rotation
+    interleaved: bool = False
     parallel: Callable[[Any], bool] = lambda c: False
     score_scale: Callable[[Any], float | None] = lambda c: None
     score_cap: Callable[[Any], float | None] = lambda c: None
@@ -132,6 +165,7 @@ GEMMA3 = replace(
     model_types=("gemma3_text",),
     query_norm=lambda b: b.self_attn.q_norm,
     key_norm=lambda b: b.self_attn.k_norm,
+    rotation=_typed_rotation,
     score_cap=lambda c: None,  # in its configuration, and not in its code
 )
 PHI3 = replace(
@@ -180,6 +214,8 @@ GPT_J = replace(
     ff_norm=lambda b: b.ln_1,  # the norm in front of both
     parallel=lambda c: True,
     position="rotary",
+    rotation=_old_rotation,
+    interleaved=True,
 )
 GPT_NEOX = replace(
     GPT2,  # the names are others
@@ -247,6 +283,7 @@ MODERNBERT = replace(
     final_norm=lambda m: m.final_norm,
     causal=False,
     position="rotary",
+    rotation=_typed_rotation,
 )
 
 ARCHITECTURES = {
