@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from tiny_models import MODELS
+from tiny_configs import MODELS
 
 from embspace_helpers import load
 

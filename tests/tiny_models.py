@@ -3,29 +3,18 @@
 And what tests compare with: seeded random numbers, and closeness.
 """
 
+import sys
+from types import MethodType
+
 import numpy as np
 import torch
+from tiny_configs import ENCODERS, MODELS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
 from transformers.masking_utils import eager_mask
+from transformers.models.llama import modeling_llama
 
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.vocabulary import Vocabulary
@@ -110,32 +99,12 @@ def vocabulary_of(items, counts=None):
 
 def numbers(kind="gpt2", e=40):
     """A tokenizer whose ids are the numbers in a text; 0 and e - 1 stand at its ends."""
-    ends = ("cls_token", "sep_token") if kind in BERT_KINDS else ("bos_token", "eos_token")
+    ends = ("cls_token", "sep_token") if kind in ENCODERS else ("bos_token", "eos_token")
     items = ["<s>", *map(str, range(1, e - 1)), "</s>"]
     return word_level(items, **dict(zip(ends, ("<s>", "</s>"))))
 
 
 # ---- models
-
-LLAMA = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
-BERT = {key: LLAMA[key] for key in LLAMA if key != "num_key_value_heads"}
-# Head sizes: 4 (GPT-2: 12 / 3), 6 (Llama: not 12 / 4), 2 (Mistral), 4 (Qwen2), 3 (BERT).
-MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(
-        vocab_size=40, n_positions=32, n_embd=12, n_inner=20, n_layer=2, n_head=3,
-        bos_token_id=0, eos_token_id=39)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(
-        **LLAMA, head_dim=6, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(
-        **LLAMA | {"hidden_size": 8, "num_key_value_heads": 1}, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(
-        **LLAMA | {"hidden_size": 16}, tie_word_embeddings=False)),
-    "bert": lambda: BertForMaskedLM(BertConfig(**BERT)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**BERT)),
-}
-BERT_KINDS = ("bert", "roberta")
-NORM_FIRST = ("gpt2", "llama", "mistral", "qwen2")
 
 
 def tiny(kind):
@@ -155,49 +124,84 @@ def tiny_in_float32(kind):
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for name, p in model.named_parameters():
-            gain = 1.0 if "norm" in name.lower() or ".ln_" in name else 0.0
-            p.copy_(0.4 * torch.randn(p.shape) + (gain if name.endswith("weight") else 0.0))
+            gain = name.endswith("weight") and ("norm" in name.lower() or ".ln_" in name)
+            p.copy_(0.4 * torch.randn(p.shape) + (gain and not kind.startswith("gemma")))
     return model.eval()
 
 
 def in_float64(model):
     """The model in float64, also where `transformers` falls back to float32.
 
-    That is in the softmax, norms and rotation of Llama, Mistral and Qwen2. Without it, a batch
-    and its texts one by one would agree to 1e-7 only.
+    That is in the softmax, norms and rotation of most. Without it, a batch and its texts one by
+    one would agree to 1e-7 only.
     """
-    if model.config.model_type in ("llama", "mistral", "qwen2"):
+    if model._supports_attention_backend:
         model.set_attn_implementation("float64")
     for module in model.modules():
-        if hasattr(module, "variance_epsilon"):
-            module.__class__ = RMSNorm
-        if hasattr(module, "inv_freq"):
+        name = type(module).__name__
+        if name.endswith("RMSNorm"):
+            module.__class__ = GemmaNorm if name.startswith("Gemma") else RMSNorm
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
+        if name.endswith("RotaryEmbedding"):
             module.__class__ = Rotation
+        if name == "GPTJAttention":
+            module.embed_positions = old_rotation(*module.embed_positions.shape)
+        if name in ("GPTJAttention", "GPTNeoSelfAttention"):
+            module._attn = MethodType(old_attention, module)
+    code = sys.modules[type(model).__module__]
+    if hasattr(code, "ModernBertModel"):  # turns queries and keys in float32
+        code.apply_rotary_pos_emb = modeling_llama.apply_rotary_pos_emb
     return model.double()
 
 
 class RMSNorm(nn.Module):
     """A root-mean-square norm in the precision of what it gets."""
 
+    offset = 0.0
+
     def forward(self, x):
-        size = (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
-        return self.weight * x / size
+        epsilon = self.eps if hasattr(self, "eps") else self.variance_epsilon
+        size = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
+        return (self.weight + self.offset) * x / size
+
+
+class GemmaNorm(RMSNorm):
+    """The same with Gemma's gain."""
+
+    offset = 1.0
 
 
 class Rotation(nn.Module):
     """The cosines and sines of rotary positions, computed in float64."""
 
-    def forward(self, x, position_ids):
-        angles = (position_ids[..., None].double() * self.inv_freq.double()).repeat(1, 1, 2)
+    def forward(self, x, position_ids, layer_type=None):
+        inv_freq = getattr(self, f"{layer_type}_inv_freq" if layer_type else "inv_freq")
+        angles = (position_ids[..., None].double() * inv_freq.double()).repeat(1, 1, 2)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
-def attention(module, query, key, value, attention_mask, scaling, **_):
+def attention(module, query, key, value, attention_mask, scaling, softcap=None, **_):
     """Attention with the softmax in the precision of the queries."""
-    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
-    scores = query @ key.mT * scaling + (0 if attention_mask is None else attention_mask)
-    weights = scores.softmax(-1)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = query @ key.mT * scaling
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+    weights = (scores + (0 if attention_mask is None else attention_mask)).softmax(-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def old_attention(self, query, key, value, attention_mask=None):
+    """The same for GPT-J and GPT-Neo, which do not ask an interface."""
+    scores = query @ key.mT / getattr(self, "scale_attn", 1.0)
+    weights = (scores + (0 if attention_mask is None else attention_mask)).softmax(-1)
+    return weights @ value, weights
+
+
+def old_rotation(n, dim):
+    """GPT-J's table of sines and cosines."""
+    angles = torch.arange(n)[:, None] * 1e4 ** (-torch.arange(0, dim, 2).double() / dim)
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 AttentionInterface.register("float64", attention)

@@ -2,7 +2,8 @@
 
 A reading says which words a parameter writes. These functions test it: ablate a neuron where it
 was active, activate it where it was silent, or let nobody see what a head offers at a word; and
-compare the logits of the words read with those of other words as frequent.
+compare the logits of the words read with those of other words as frequent. Logits are taken in
+front of a soft cap (Gemma 2), and without a bias of E_out, which no change moves.
 """
 
 from __future__ import annotations
@@ -167,6 +168,9 @@ def _set(model: Model, cache: ActivationCache, layer: int, neurons: Tensor, at: 
 
     state = kept(cache, "states")[-1, flat]  # (n contexts, d), in front of the final norm
     more = (value - used[flat, neuron])[:, None] * p.V(layer)[neuron]
+    if p.ff_post_norm(layer) is not None:  # a norm of the block's whole output stands behind it
+        changed = used[flat].index_put((torch.arange(len(flat)), neuron), value)
+        more = p.written("ff", layer, changed) - p.written("ff", layer, used[flat])
     before, direct = norm(state), norm(state + more)
     after = final_states(model, texts, position, change)
     actual, direct = ((x - before).unflatten(0, (n, contexts)).mean(1) @ p.E_out[:, ids]
@@ -265,7 +269,7 @@ def first_positions(tokens: Tokens, ids: Tensor, room: int = 8) -> dict[int, tup
 
 def _final_norm(model: Model) -> nn.Module:
     norm = model.parameters.final_norm()
-    if norm is None:
-        raise ValueError(f"a {model.parameters.architecture} model has no final norm in front of "
-                         "E_out: its logits cannot be had from a state alone")
+    if norm is None or not model.parameters.entry.causal:
+        raise ValueError(f"a {model.parameters.architecture} model has a head of several layers in "
+                         "front of E_out: its logits cannot be had from a state alone")
     return norm

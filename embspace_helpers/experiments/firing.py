@@ -56,7 +56,7 @@ def read_states(model: Model, texts: Sequence[str] | str, layers: Sequence[int] 
 
     def keeper(layer: int) -> tuple[nn.Module, Hook, bool]:
         def hook(module: nn.Module, inputs: tuple) -> None:
-            found[layer].append(inputs[0].flatten(0, 1)[places[-1]].to(p.E.dtype))
+            found[layer].append(inputs[0].reshape(-1, p.d)[places[-1]].to(p.E.dtype))
         return p.reader(layer, reads), hook, True
 
     here, following = [], []

@@ -119,15 +119,14 @@ def state_before(model: Model, cache: ActivationCache, group: str, layer: int) -
     that lacks something: states, neurons, and for attention blocks subheads.
     """
     p = model.parameters
-    if not p.entry.norm_first:
+    if p.entry.normed_stream:
         raise ValueError(f"{p.architecture} norms the stream after each block: what stood "
                          "before cannot be had by subtracting")
-    written = kept(cache, "neurons", layer) @ p.V(layer)
-    biases = [p.b_V(layer)]
-    if group in ("W_V", "W_O"):
-        written = written + kept(cache, "subheads", layer) @ p.vectors("W_O", layer)
-        biases.append(p.b_O(layer))
-    return kept(cache, "states", layer) - written - sum(b for b in biases if b is not None)
+    with torch.no_grad():
+        written = p.written("ff", layer, kept(cache, "neurons", layer))
+        if group in ("W_V", "W_O") or p.parallel:  # parallel blocks stand behind the same state
+            written = written + p.written("attention", layer, kept(cache, "subheads", layer))
+    return kept(cache, "states", layer) - written
 
 
 def state_lists(states: Tensor, space: Space, k: int = 50,

@@ -138,9 +138,10 @@ def reading_of(model: Model, group: str, layer: int, reading: str = "transpose",
     What a block reads is the state behind its norm. A dictionary holds such states, so that keys
     and W_Q, W_K, W_V are read as they are. E holds the stream in front of the norm, so that its
     gain (and a LayerNorm's centring) becomes part of the map: the scores are those of
-    `parameters.fold(rows, norm)`. Writers have no norm in front; "final gain" reads them through
-    the final norm's. Their dictionary is that of what their own block reads. `texts` and
-    `options`: of the dictionary, see `Model.dictionary`.
+    `parameters.fold(rows, norm)`. Writers have no norm in front; that behind, which few models
+    have, is part of the map as well (`fold_written`); "final gain" reads them through the final
+    norm's. Their dictionary is that of what their own block reads. `texts` and `options`: of the
+    dictionary, see `Model.dictionary`.
     """
     p, reads = model.parameters, "attention" if group in ATTENTION else "ff"
     if reading in ("dictionary", "dictionary whitened"):
@@ -148,11 +149,14 @@ def reading_of(model: Model, group: str, layer: int, reading: str = "transpose",
     if reading == FINAL and group not in WRITERS:
         raise ValueError(f"{FINAL!r} reads what is written, {' and '.join(WRITERS)}; got {group!r}")
     space = model.space("transpose" if reading == FINAL else reading, keep)
-    norm = p.attention_norm(layer) if reads == "attention" else p.ff_norm(layer)
-    norm = p.final_norm() if reading == FINAL else None if group in WRITERS else norm
-    if norm is None:
-        return space
-    gain = p.fold(torch.eye(p.d, dtype=p.E.dtype), norm)  # (d, d): x @ gain is fold(x)
+    ff, same = reads == "ff", torch.eye(p.d, dtype=p.E.dtype)
+    if group in WRITERS:
+        behind = p.ff_post_norm(layer) if ff else p.attention_post_norm(layer)
+        gain = p.fold(p.fold_written(same, behind), p.final_norm() if reading == FINAL else None)
+    else:
+        gain = p.fold(same, p.ff_norm(layer) if ff else p.attention_norm(layer))
+    if gain is same:
+        return space  # else (d, d): x @ gain is fold(x)
     return Space(space.E, model.vocabulary, gain if space.map is None else gain @ space.map,
                  space.centred, space.keep, f"{reading}, norm folded in", model.sums)
 

@@ -147,27 +147,33 @@ def run_from(guest: Model, states: Tensor, mask: Tensor, last: int = LAST) -> Te
             return (states, *inputs[1:]), named
         return inputs, named | {"hidden_states": states}
 
-    needed = p.architecture == "BERT"  # padding stands on the right: a decoder never looks there
+    needed = not p.entry.causal  # padding stands on the right: a decoder never looks there
     handle = p.blocks[p.L - last].register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with _only_last(p.entry.layers(guest.model.base_model), last):
+        with _only_last(p.entry.layers(guest.model.base_model), last, guest.model.config):
             found = guest.model.base_model(
-                input_ids=torch.zeros_like(mask), attention_mask=mask if needed else None)
+                input_ids=torch.zeros_like(mask), attention_mask=mask if needed else None,
+                **{} if needed else {"use_cache": False})
         return found.last_hidden_state
     finally:
         handle.remove()
 
 
 @contextmanager
-def _only_last(layers: nn.ModuleList, last: int) -> Iterator[None]:
+def _only_last(layers: nn.ModuleList, last: int, config: Any) -> Iterator[None]:
     """While the block lasts, a model has only its last layers."""
     early = list(layers)[: len(layers) - last]
+    types = getattr(config, "layer_types", None)  # of attention, by place
     del layers[: len(early)]
+    if types is not None:
+        config.layer_types = types[len(early):]
     try:
         yield
     finally:
         for block in reversed(early):
             layers.insert(0, block)
+        if types is not None:
+            config.layer_types = types
 
 
 def margin(classifier: Classifier, states: Tensor, mask: Tensor, last: int = LAST) -> Tensor:

@@ -209,13 +209,14 @@ class _Keepers:
         self.places = places
         self.found: dict[str, Tensor] = {}
         p, blocks = model.parameters, [model.parameters.blocks[i] for i in layers]
-        values = [p.values_of(i) for i in layers] if "values" in keep else []
-        kinds = {kind: [p.entry.keys(b)[kind] for b in blocks] for kind in p.key_kinds}
-        wanted = {"states": blocks, "neurons": [p.entry.value(b) for b in blocks],
-                  "subheads": [p.entry.output(b) for b in blocks], "values": [m for m, _ in values]}
-        wanted = {name: wanted[name] for name in keep if name != "keys"}
-        self.wanted = wanted | (kinds if "keys" in keep else {})
-        self.columns = values[0][1] if values else slice(None)
+        parts = {"values": [p.values_of(i) for i in layers]}  # modules, and which of their outputs
+        parts |= {kind: [p.keys_of(i, kind) for i in layers] for kind in p.key_kinds}
+        modules = {name: [module for module, _ in part] for name, part in parts.items()}
+        modules |= {"states": blocks, "neurons": [p.entry.value(b) for b in blocks],
+                    "subheads": [p.entry.output(b) for b in blocks]}
+        names = [name for name in keep if name != "keys"] + [*p.key_kinds] * ("keys" in keep)
+        self.wanted = {name: modules[name] for name in names}
+        self.columns = {name: part[0][1].flatten() for name, part in parts.items()}
 
     def hooks(self) -> list[tuple[nn.Module, Hook, bool]]:
         """The hooks, for `hooked`: coefficients are a module's input, all else its output."""
@@ -226,19 +227,20 @@ class _Keepers:
         """Say which texts run next, as rows 0, 1, ... of a batch."""
         at = [(self.places[:, 0] == t).nonzero().squeeze(1) for t in texts]  # rows of places
         self.row = torch.cat([torch.full((len(a),), i) for i, a in enumerate(at)])
-        self.at = torch.cat(at)
+        self.at, self.texts = torch.cat(at), len(texts)
 
     def _keeper(self, name: str, i: int) -> Hook:
         def hook(module: nn.Module, inputs: tuple, output: Any = None) -> None:
             tensor = inputs if output is None else output
-            tensor = tensor[0] if isinstance(tensor, tuple) else tensor  # (batch, positions, w)
-            tensor = tensor[..., self.columns] if name == "values" else tensor
-            if name not in self.found:
-                size = (len(self.wanted[name]), len(self.places), tensor.shape[-1])
-                self.found[name] = torch.empty(size, dtype=tensor.dtype)
+            tensor = tensor[0] if isinstance(tensor, tuple) else tensor
+            tensor = tensor.detach().reshape(self.texts, -1, tensor.shape[-1])  # OPT's FF: flat
             position = self.places[self.at, 1].to(tensor.device)
-            kept = tensor.detach()[self.row.to(tensor.device), position]
-            self.found[name][i, self.at] = kept.cpu()
+            kept = tensor[self.row.to(tensor.device), position].cpu()  # (places, w)
+            kept = kept[:, self.columns[name]] if name in self.columns else kept
+            if name not in self.found:
+                size = (len(self.wanted[name]), len(self.places), kept.shape[-1])
+                self.found[name] = torch.empty(size, dtype=kept.dtype)
+            self.found[name][i, self.at] = kept
         return hook
 
 
@@ -257,13 +259,19 @@ def set_neurons(model: Model, layer: int, row: Tensor, position: Tensor, neuron:
     row, position, neuron = _indices(row, position, neuron)
     _check_numbers("neuron", neuron, p.d_ff)
 
+    shape: list[int] = []  # batch, positions: an FF block may get them as one axis (OPT)
+
+    def note(module: nn.Module, inputs: tuple) -> None:
+        shape[:] = inputs[0].shape[:2]
+
     def hook(module: nn.Module, inputs: tuple) -> tuple:
-        changed = inputs[0].clone()  # (batch, positions, d_ff)
-        changed[row, position, neuron] = torch.as_tensor(value, dtype=changed.dtype,
-                                                      device=changed.device)
+        changed = inputs[0].clone(memory_format=torch.contiguous_format)
+        changed.view(*shape, -1)[row, position, neuron] = torch.as_tensor(
+            value, dtype=changed.dtype, device=changed.device)
         return changed, *inputs[1:]
 
-    with hooked([(p.entry.value(p.blocks[as_index(layer, p.L, 'layer')]), hook, True)]):
+    block = p.blocks[as_index(layer, p.L, "layer")]
+    with hooked([(p.entry.output(block), note, True), (p.entry.value(block), hook, True)]):
         yield
 
 
@@ -283,8 +291,7 @@ def set_values(model: Model, layer: int, row: Tensor, position: Tensor, head: Te
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         changed = output.clone()
-        place = columns.start + head[:, None] * p.d_h + torch.arange(p.d_h)  # (m, d_h)
-        changed[row[:, None], position[:, None], place] = torch.as_tensor(
+        changed[row[:, None], position[:, None], columns[head]] = torch.as_tensor(
             value, dtype=changed.dtype, device=changed.device)
         return changed
 

@@ -117,7 +117,8 @@ class _Sums:
         """One hook a layer, on the input of the module that reads."""
         def keeper(layer: int) -> Hook:
             def hook(module: nn.Module, inputs: tuple) -> None:
-                y = inputs[0].detach().flatten(0, 1)[self.places].to(self.X.dtype)  # (n, d)
+                y = inputs[0].detach().reshape(-1, self.X.shape[1])[self.places]
+                y = y.to(self.X.dtype)  # (n, d)
                 self.y[layer] += y.sum(0, dtype=torch.float64)
                 self.yy[layer] += y.square().sum(0, dtype=torch.float64)
                 self.xy[layer] += self.X.T @ y

@@ -28,7 +28,9 @@ from embspace_helpers.reading.spaces import Space, Sums, as_reading, reading_spa
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary, shared_words
 from embspace_helpers.reading.weights import read_model
 
-HINTS = {"parameters": ("d", "e", "L", "H", "H_kv", "d_h", "d_ff", "groups", "key_kinds", "blocks"),
+HINTS = {"parameters": ("d", "e", "L", "H", "H_kv", "d_h", "d_ff", "groups", "key_kinds", "blocks",
+                        "tied", "parallel", "embedding_scale", "score_scale", "score_cap",
+                        "logit_cap"),
          "vocabulary": ("texts", "shown", "counts")}  # what instances have beside their class
 
 

@@ -28,8 +28,20 @@ def compute_in_float32(model: nn.Module) -> nn.Module:
     return model
 
 
-def _widened(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    return output.float()
+def in_float32(weights: Tensor) -> Tensor:
+    """The weights without gradient, to be read; 16-bit numbers in float32, a copy."""
+    if weights.element_size() >= 4:
+        return weights.detach()
+    copy = weights.detach().float()
+    release(weights)
+    return copy
+
+
+def _widened(module: nn.Embedding, inputs: tuple, output: Tensor) -> Tensor:
+    if (scale := getattr(module, "scalar_embed_scale", None)) is None:
+        return output.float()
+    rows = nn.functional.embedding(inputs[0], module.weight)  # Gemma: `output` is rounded already
+    return rows.float() * scale
 
 
 def _widen(module: nn.Module, inputs: tuple) -> None:

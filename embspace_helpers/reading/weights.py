@@ -105,7 +105,7 @@ def _auto_class(path: Path, config: Any) -> Any:
     name = (config.architectures or [""])[0]
     if path.is_file() or name.endswith(("ForCausalLM", "LMHeadModel")):  # GGUF files name none;
         return transformers.AutoModelForCausalLM  # all that load are decoders
-    if name.endswith(("ForMaskedLM", "ForPreTraining")):
+    if name.endswith(("ForMaskedLM", "ForPreTraining")) and name != "ElectraForPreTraining":
         return transformers.AutoModelForMaskedLM
     return transformers.AutoModel
 

@@ -5,7 +5,8 @@ from itertools import combinations_with_replacement, pairwise
 
 import pytest
 import torch
-from tiny_models import NORM_FIRST, close, random, tiny_model, vocabulary_of
+from tiny_configs import DECODERS, ENCODERS, GATED, PARALLEL, POST_NORM
+from tiny_models import close, random, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.ablation import (
     Effects,
@@ -26,7 +27,7 @@ TEXTS = [" ".join(map(str, row)) for row in ROWS]
 IDS = torch.tensor([7, 39, 0, 22])
 
 
-@pytest.fixture(scope="module", params=NORM_FIRST)
+@pytest.fixture(scope="module", params=DECODERS)
 def kind(request):
     return request.param
 
@@ -39,6 +40,7 @@ def run(kind, positions=None):
 
 @torch.no_grad()
 def logits(model, row):
+    model.model.config.final_logit_softcapping = None  # effects are in front of it
     return model.model(torch.tensor([row])).logits[0]
 
 
@@ -165,14 +167,20 @@ def one_at_a_time(model, cache, layer, neuron, i, value):
     with set_neurons(model, layer, 0, position, neuron, value):
         moved = logits(model, ROWS[text])
     actual = (moved - logits(model, ROWS[text]))[position, IDS]
-    norm, state = p.final_norm(), cache.states[1, i]
-    more = (value - cache.neurons[layer, i, neuron]) * p.V(layer)[neuron]
+    norm, state, used = p.final_norm(), cache.states[1, i], cache.neurons[layer, i]
+    more = (value - used[neuron]) * p.V(layer)[neuron]
+    if (behind := p.ff_post_norm(layer)) is not None:
+        with torch.no_grad():
+            plain = used @ p.V(layer)
+            more = behind(plain + more) - behind(plain)
     with torch.no_grad():
         return actual, (norm(state + more) - norm(state)) @ p.E_out[:, IDS]
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
+    if kind in PARALLEL and not layer:
+        pytest.skip("its first FF sees single tokens: alike wherever they stand, and ties")
     model, cache = run(kind, positions=14)
     neurons, contexts = permutation(model.parameters.d_ff)[:15], 3  # 45 cases: more than one batch
     found = ablate_neurons(model, cache, layer, neurons, IDS, contexts)
@@ -187,8 +195,8 @@ def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
         each = [one_at_a_time(model, cache, layer, neuron, i, 0.0) for i in best]
         for actual, expected in zip(found, zip(*each)):
             close(actual[case], sum(expected) / contexts)
-    assert by_size  # the size alone would have chosen other positions
-    assert signs == {-1, 1} or kind == "gpt2"  # GELU is seldom far below 0
+    assert by_size or kind not in GATED  # the size alone would have chosen other positions
+    assert signs == {-1, 1} or kind not in GATED  # GELU is seldom far below 0
     assert all(x.shape == (15, 4) and x.abs().amax(1).min() > 1e-6 for x in found)
     if layer == 1:  # nobody reads what was written
         close(*found)
@@ -196,6 +204,7 @@ def test_ablated_neurons_against_one_pass_at_a_time(kind, layer):
         assert (found[0] - found[1]).abs().amax(1).min() > 1e-6
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "gptj"])  # what differs in it
 @pytest.mark.parametrize("layer", [0, 1])
 def test_activated_neurons_have_their_largest_coefficient_where_they_were_silent(kind, layer):
     model, cache = run(kind, positions=9)
@@ -233,6 +242,7 @@ def test_neurons_are_activated_at_the_same_positions_with_the_same_seed():
     assert (a[0] - c[0]).abs().max() > 1e-6 and (a[1] - c[1]).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind not in POST_NORM])
 def test_the_words_that_a_neuron_writes_fall_and_rise(kind):
     """All write the same small v; a final norm without gain turns it by less than 90 degrees."""
     model = tiny_model(kind)
@@ -278,6 +288,7 @@ def test_a_query_head_alone_loses_attention_times_value(kind):
     """Against the attention weights of an eager pass: its output loses alpha v at each position."""
     model = tiny_model(kind)
     model.model.set_attn_implementation("eager")
+    model.model.config.final_logit_softcapping = None
     p, row, layer, place, head, reach = model.parameters, ROWS[2], 1, 3, 1, 4
     ids = torch.tensor([row])
     with torch.no_grad():
@@ -337,13 +348,13 @@ def test_first_positions_with_room_behind_them(room):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_no_changes_without_a_final_norm(kind):
     model, cache = run(kind)
     for change in (ablate_neurons, activate_neurons):
-        with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+        with pytest.raises(ValueError, match="a head of several layers in front of E_out"):
             change(model, cache, 0, torch.arange(2), IDS)
-    with pytest.raises(ValueError, match="a BERT model has no final norm in front of E_out"):
+    with pytest.raises(ValueError, match="a head of several layers in front of E_out"):
         ablate_values(model, ROWS, 0, 0, [(0, 0)], IDS, 1)
 
 

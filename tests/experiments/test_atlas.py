@@ -271,6 +271,17 @@ def test_errors_of_like(found, gpt2):
         found.like(torch.zeros(12), worded("mistral"))
 
 
+def test_an_atlas_of_every_architecture(kind):
+    model = worded(kind)
+    p, found = model.parameters, build_atlas(model, k=5, directions=2, progress=False)
+    for group in p.groups:
+        part = (found.rows["group"] == group) & (found.rows["layer"] == 1)
+        rows = p.vectors(group, 1)
+        assert part.sum() == 2 * len(rows)
+        plus = found.ids[(part & (found.rows["sign"] == 1)).to_numpy()]
+        np.testing.assert_array_equal(plus[1], model.space("orthogonal").top(rows[1], 5)[1])
+
+
 # ---- files
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_configs import BERT_KINDS
 from tiny_models import close, tiny_model
 from tiny_reviews import TINY, reviews, tiny_folder
 
@@ -86,7 +87,7 @@ def test_a_classifier_changes_a_copy_and_leaves_its_model_as_it_was(kind):
     assert equal(weights(model), before)
     assert torch.equal(capture(model, texts, None, "states").states, states)
     assert all(p.requires_grad for p in model.model.parameters())  # as it came
-    assert (norm is None) == (kind in ("bert", "roberta"))
+    assert (norm is None) == (kind in BERT_KINDS)
     if norm is not None:
         assert model.parameters.final_norm() is norm and torch.equal(norm(states), normed)
         assert (normed - states).abs().mean() > 0.1

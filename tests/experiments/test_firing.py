@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 import torch
-from tiny_models import NORM_FIRST, close, random, tiny_model
+from tiny_configs import DECODERS
+from tiny_models import close, random, tiny_model
 
 from embspace_helpers.experiments.firing import (
     ReadStates,
@@ -28,7 +29,7 @@ def many_texts(n=60, e=40, seed=0):
 # ---- what blocks read
 
 
-@pytest.mark.parametrize("kind", NORM_FIRST)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_states_that_are_read_give_the_pre_activations(kind):
     model = tiny_model(kind)
     p = model.parameters

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import NORM_FIRST, close, tiny_model, vocabulary_of
+from tiny_configs import BERT_KINDS, BOTH_SIGNS, DECODERS, GROUPED, PARALLEL
+from tiny_models import close, tiny_model, vocabulary_of
 
 from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
 from embspace_helpers.experiments.overlap import (
@@ -30,7 +31,6 @@ from embspace_helpers.reading.activations import capture, hooked
 
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
 TEXTS = [" ".join(map(str, row)) for row in ROWS]
-GATED = ("llama", "mistral", "qwen2")
 ACTIVE, K = 3, 4
 ROTATED = 1e-5  # rotations are in float32: twelve numbers of 6e-8 each, and as much in a product
 
@@ -68,10 +68,11 @@ def in_front(kind, cache):
     """The stream in front of attention ("W_O") and FF blocks ("K"): {(block, layer): (n, d)}."""
     model, found = tiny_model(kind), {}
     params = model.parameters
-    norms = [(("W_O", layer), params.attention_norm(layer)) for layer in (0, 1)]
-    norms += [(("K", layer), params.ff_norm(layer)) for layer in (0, 1)]
-    hooks = [(norm, lambda _, inputs, key=key: found.setdefault(key, []).append(inputs[0][0]), True)
-             for key, norm in norms]
+    enters = [(("W_O", layer), params.attention_norm(layer) or params.reader(layer, "attention"))
+              for layer in (0, 1)]
+    enters += [(("K", layer), params.ff_norm(layer) or params.reader(layer)) for layer in (0, 1)]
+    hooks = [(module, lambda _, inputs, key=key: found.setdefault(key, []).append(
+        inputs[0].reshape(-1, params.d)), True) for key, module in enters]
     with torch.no_grad(), hooked(hooks):
         for row in ROWS:
             model.model(torch.tensor([row]))
@@ -138,7 +139,7 @@ def test_active_lists_are_the_words_of_each_row_with_its_sign(kind):
                 for words, (i, sign) in zip(found[position].split(K), used):
                     expected = slow_top(model, sign * row_of(model.parameters, group, layer, i))
                     assert set(words.tolist()) == expected
-        if kind in GATED or group in ("W_V", "W_O"):
+        if kind in BOTH_SIGNS or group in ("up", "W_V", "W_O"):  # GELU is seldom far below 0
             assert seen == {-1, 1}
 
 
@@ -171,7 +172,7 @@ def test_a_turned_basis_of_every_head_writes_the_same(kind):
             close(bases[-1] @ bases[-1].T, torch.eye(params.d_h), ROTATED)
         assert all((a - b).abs().max() > 0.1 for a, b in pairwise(bases))
         assert all((a - torch.eye(params.d_h)).abs().max() > 0.1 for a in bases)
-    assert params.H_kv < params.H or kind not in GATED  # grouped heads were among them
+    assert params.H_kv < params.H or kind not in GROUPED  # grouped heads were among them
 
 
 def test_lists_of_a_turned_basis(kind):
@@ -194,7 +195,7 @@ def test_lists_of_a_turned_basis(kind):
                            active_lists(model, cache, space, group, 0, ACTIVE, K))
 
 
-@pytest.mark.parametrize("kind", NORM_FIRST)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_state_before_is_what_stands_in_front_of_the_block(kind):
     model, cache, _ = run(kind)
     found = in_front(kind, cache)
@@ -203,7 +204,9 @@ def test_the_state_before_is_what_stands_in_front_of_the_block(kind):
             block = "W_O" if group in ("W_V", "W_O") else "K"
             state = state_before(model, cache, group, layer)
             close(state, found[block, layer])
-        assert (found["K", layer] - found["W_O", layer]).abs().mean() > 0.1
+        assert model.parameters.parallel == (kind in PARALLEL)
+        between = (found["K", layer] - found["W_O", layer]).abs().mean()
+        assert between == 0 if kind in PARALLEL else between > 0.1
         assert (cache.states[layer] - found["K", layer]).abs().mean() > 0.1
 
 
@@ -291,7 +294,7 @@ def test_the_table_against_sets(kind, normed):
         return [slow_top(model, x if norm is None else norm(x)) for x in states]
 
     after = [words(states) for states in cache.states]
-    before = in_front(kind, cache) if kind in NORM_FIRST else {}
+    before = in_front(kind, cache) if kind in DECODERS else {}
     before = {key: words(states) for key, states in before.items()}
     targets = ("last", "before", "this") if before else ("last", "this")
     shares = {}
@@ -439,7 +442,7 @@ def test_no_more_rows_are_active_than_there_are():
 
 
 def test_before_a_block_only_where_the_norm_comes_first():
-    for kind in ("bert", "roberta"):
+    for kind in BERT_KINDS:
         model, cache, _ = run(kind)
         with pytest.raises(ValueError, match="norms the stream after each block"):
             state_before(model, cache, "K", 0)

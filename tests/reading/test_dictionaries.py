@@ -6,7 +6,8 @@ in the table of architectures cannot agree with itself.
 
 import pytest
 import torch
-from tiny_models import MODELS, tiny
+from tiny_configs import MODELS
+from tiny_models import tiny
 
 from embspace_helpers.experiments.controls import mixtures, random_directions
 from embspace_helpers.reading.dictionaries import dictionary_space, fit_dictionaries
@@ -16,7 +17,20 @@ LLAMA = {"ff": "layers.{}.mlp.gate_proj", "attention": "layers.{}.self_attn.q_pr
 BERT = {"ff": "encoder.layer.{}.intermediate.dense",
         "attention": "encoder.layer.{}.attention.self.query"}
 PATHS = {"gpt2": {"ff": "h.{}.mlp.c_fc", "attention": "h.{}.attn.c_attn"},
-         "bert": BERT, "roberta": BERT}
+         "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA,
+         "gemma2": LLAMA, "gemma3_text": LLAMA,
+         "olmo2": LLAMA, "smollm3": LLAMA,
+         "phi3": {"ff": "layers.{}.mlp.gate_up_proj", "attention": "layers.{}.self_attn.qkv_proj"},
+         "opt": {"ff": "decoder.layers.{}.fc1", "attention": "decoder.layers.{}.self_attn.q_proj"},
+         "gpt_neo": {"ff": "h.{}.mlp.c_fc", "attention": "h.{}.attn.attention.q_proj"},
+         "gptj": {"ff": "h.{}.mlp.fc_in", "attention": "h.{}.attn.q_proj"},
+         "gpt_neox": {"ff": "layers.{}.mlp.dense_h_to_4h",
+                      "attention": "layers.{}.attention.query_key_value"},
+         "bert": BERT, "roberta": BERT, "electra": BERT,
+         "distilbert": {"ff": "transformer.layer.{}.ffn.lin1",
+                        "attention": "transformer.layer.{}.attention.q_lin"},
+         "modernbert": {"ff": "layers.{}.mlp.Wi", "attention": "layers.{}.attn.Wqkv"},
+         "mpnet": BERT | {"attention": "encoder.layer.{}.attention.attn.q"}}
 TEXTS = [" ".join(str(i) for i in torch.randint(3, 40, (n,), generator=torch.Generator()
                   .manual_seed(n)).tolist()) for n in (9, 14, 20, 25)]
 RIDGE = 0.01
@@ -53,8 +67,9 @@ class Words:
 def states(model, reads, layer, rows):
     """Tokens and what the block reads at every position but the first of each row."""
     seen = []
-    module = model.model.base_model.get_submodule(PATHS.get(model.name, LLAMA)[reads].format(layer))
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 1:]))
+    module = model.model.base_model.get_submodule(PATHS[model.name][reads].format(layer))
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(
+        inputs[0].reshape(-1, model.parameters.d)[1:]))
     with torch.no_grad():
         for row in rows:
             model.model.base_model(torch.tensor([row]))

@@ -163,6 +163,17 @@ def test_folder_loads_as_what_its_configuration_says(kind, minilm, tmp_path):
     assert torch.equal(model.get_input_embeddings().weight, saved.get_input_embeddings().weight)
 
 
+def test_an_electra_that_discriminates_loads_without_its_head(minilm, tmp_path):
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    saved = transformers.ElectraForPreTraining(transformers.ElectraConfig(
+        **small, embedding_size=8, vocab_size=30522))
+    saved.save_pretrained(tmp_path)
+    minilm[1].save_pretrained(tmp_path)
+    model, _ = load_model(tmp_path)
+    assert type(model) is transformers.ElectraModel
+    assert torch.equal(model.get_input_embeddings().weight, saved.get_input_embeddings().weight)
+
+
 def test_gguf_file_loads_dense_and_converts(tmp_path, capfd):
     values = write_gguf(tmp_path / "tiny.gguf")
     model, _ = load_model(tmp_path / "tiny.gguf")
