@@ -29,6 +29,8 @@ from pathlib import Path
 from embspace_helpers.workshop.notebooks import KERNEL_ENV
 
 BUDGET = Path(__file__).with_name("budget.json")
+# As `make test`: two files at a time, on one thread each.
+APART = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 SLACK = 2  # times its budget, and a notebook is over it
 LOOP = "from embspace_helpers.workshop.cost import time_loop; print(time_loop())"
 
@@ -134,5 +136,5 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"calibration loop: {calibrate():.2f} s")
         return 0
     environment = {**os.environ, "EMBSPACE_WRITE_BUDGET": "1"}
-    return subprocess.run([sys.executable, "-m", "pytest", *options.notebooks], env=environment,
-                          check=False).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *APART, *options.notebooks],
+                          env=environment, check=False).returncode

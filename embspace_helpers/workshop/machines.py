@@ -18,9 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from embspace_helpers.workshop.cost import APART
+
 LOGS = Path("build/machines")
-# As `make test`: two files at a time, on one thread each.
-APART = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def _threads(number: int) -> dict[str, str]:

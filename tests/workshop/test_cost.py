@@ -2,10 +2,13 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from embspace_helpers.workshop import cost
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -74,7 +77,9 @@ def test_written_budget_is_sorted_rounded_up_and_keeps_the_others(budget):
 
 def test_write_runs_the_notebooks(monkeypatch):
     def run(command, env, check):
-        assert command[1:] == ["-m", "pytest", "notebooks"] and env["EMBSPACE_WRITE_BUDGET"] == "1"
+        assert command[1:] == ["-m", "pytest", *cost.APART, "notebooks"]
+        assert " ".join(cost.APART[2:]) in (ROOT / "Makefile").read_text()  # as `make test` does
+        assert env["EMBSPACE_WRITE_BUDGET"] == "1"
         return subprocess.CompletedProcess(command, 5)
 
     monkeypatch.setattr(cost.subprocess, "run", run)
