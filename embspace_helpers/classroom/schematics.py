@@ -141,7 +141,7 @@ def stitch() -> None:
 
 
 def displacement() -> None:
-    """What fine-tuning wrote: weights after less weights before, row by row, read through E."""
+    """What fine-tuning wrote: weights after less weights before, row by row, read as words."""
     ax = canvas("A displacement is what training added, and it has the shape of a weight")
     box(ax, 1.2, 1.9, "weights after\nfine-tuning", 1.7, 0.7, plots.COLOURS[1])
     box(ax, 1.2, 0.6, "weights before:\npretrained", 1.7, 0.7, plots.GREY)
@@ -149,6 +149,6 @@ def displacement() -> None:
     box(ax, 8.0, 1.25, "words of praise\nor of blame?", 1.8, 0.75, E_BLUE)
     arrow(ax, (2.05, 1.9), (3.65, 1.4), "plus", plots.COLOURS[1], (0, 0.22), "center")
     arrow(ax, (2.05, 0.6), (3.65, 1.1), "minus", plots.GREY, (0, -0.22), "center")
-    arrow(ax, (5.55, 1.25), (7.1, 1.25), "each row, through $E$", E_BLUE, (0, 0.2), "center")
+    arrow(ax, (5.55, 1.25), (7.1, 1.25), "each row, as words", E_BLUE, (0, 0.2), "center")
     ax.text(4.6, 0.2, "the head starts at random numbers: these are its weights before",
             ha="center", fontsize=9.5, color=plots.GREY)

@@ -11,7 +11,7 @@ from embspace_helpers.classroom import schematics
     [("stream", ["residual stream", "writes: $V$", "through $E'$"]),
      ("dictionary", ["state $x$", "$e_i W_l$", "key $k$"]),
      ("alignment", ["row $x$ of A", "the short way"]), ("stitch", ["B, 2", "head of A"]),
-     ("displacement", ["after less before", "through $E$"]),
+     ("displacement", ["after less before", "as words"]),
      ("overlap", ["union", "top 50 of $h$", "another position"])],
 )
 def test_schematic_has_its_parts_inside_the_frame(name, texts):
