@@ -111,6 +111,16 @@ def caption(ax: Axes, x: str, y: str, columns: int = 1) -> None:
         ax.legend(frameon=False, fontsize=9, ncols=columns)
 
 
+def legend_below(axes: Sequence[Axes]) -> None:
+    """One legend for all panels, below them: it takes no room from their width."""
+    named: dict = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            named.setdefault(label, handle)
+    axes[0].figure.legend(named.values(), named.keys(), loc="outside lower left", frameon=False,
+                          fontsize=9.5, ncols=min(len(named), 6))
+
+
 def heatmap(ax: Axes, table: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str],
             label: str, centre: float | None = None, numbers: bool = False,
             low: float | None = None, high: float | None = None) -> None:
@@ -215,8 +225,7 @@ def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float
     colour of F, through which these tables are read; no other has that of a reading.
     """
     groups = list(next(iter(curves.values()))["group"].unique())
-    _, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], width=12, height=3.5,
-                     share_y=True)
+    _, axes = panels(takeaway, *[GROUP_NAMES[g] for g in groups], height=3.4, share_y=True)
     for ax, group in zip(axes, groups):
         colours = iter((1, 3, 4, 5, 6))
         for label, table in curves.items():
@@ -227,6 +236,5 @@ def overlap_curves(takeaway: str, curves: dict[str, pd.DataFrame], chance: float
                       index, control=control)
         chance_line(ax, chance)
         ax.set(xlabel="layer", ylabel="share of the state's top words" if ax is axes[0] else "")
-    axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left",
-                    bbox_to_anchor=(1.0, 1.0), frameon=False)
+    legend_below(axes)
     axes[0].set_ylim(0, top)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from embspace_helpers.classroom import plots
 
-E_BLUE, DICTIONARY_GREEN = plots.COLOURS[0], plots.COLOURS[2]  # as in all figures
+E_BLUE, F_ORANGE, DICTIONARY_GREEN = plots.COLOURS[:3]  # as in all figures
 READ, WRITTEN = plots.COLOURS[3], E_BLUE
 BLOCK = "#EEF1F4"
 
@@ -126,29 +126,29 @@ def alignment() -> None:
 def stitch() -> None:
     """Zero-shot stitching: the first layers of the host, a kernel, the last layers of the guest."""
     ax = canvas("A stitch: the host's first layers, a kernel, the guest's last three", 10, 1.9)
-    parts = [("review", 0.55, 0.8, plots.GREY), *((f"B, {i}", 1.65 + 0.9 * i, 0.65, E_BLUE)
+    parts = [("review", 0.55, 0.8, plots.GREY), *((f"B, {i}", 1.65 + 0.9 * i, 0.65, "#444444")
                                                   for i in range(3)),
-             ("kernel\n$E_B E_A^+$", 4.7, 1.0, READ),
-             *((f"A, {i}", 5.75 + 0.85 * (i - 3), 0.65, plots.COLOURS[1]) for i in (3, 4, 5)),
-             ("head of A", 8.45, 0.85, plots.COLOURS[1]),
+             ("kernel\n$E_B E_A^+$", 4.7, 1.0, E_BLUE),
+             *((f"A, {i}", 5.75 + 0.85 * (i - 3), 0.65, READ) for i in (3, 4, 5)),
+             ("head of A", 8.45, 0.85, READ),
              ("praise\nor blame", 9.5, 0.8, plots.GREY)]
     for name, x, width, colour in parts:
         box(ax, x, 0.95, name, width, 0.6, colour)
     for (_, x, width, _), (_, following, its, _) in pairwise(parts):
         arrow(ax, (x + width / 2, 0.95), (following - its / 2, 0.95))
-    ax.text(2.55, 0.3, "host, only pretrained", ha="center", color=E_BLUE)
-    ax.text(7.2, 0.3, "guest, fine-tuned", ha="center", color=plots.COLOURS[1])
+    ax.text(2.55, 0.3, "host, only pretrained", ha="center", color="#444444")
+    ax.text(7.2, 0.3, "guest, fine-tuned", ha="center", color=READ)
 
 
 def displacement() -> None:
     """What fine-tuning wrote: weights after less weights before, row by row, read as words."""
     ax = canvas("A displacement is what training added, and it has the shape of a weight")
-    box(ax, 1.2, 1.9, "weights after\nfine-tuning", 1.7, 0.7, plots.COLOURS[1])
+    box(ax, 1.2, 1.9, "weights after\nfine-tuning", 1.7, 0.7, READ)
     box(ax, 1.2, 0.6, "weights before:\npretrained", 1.7, 0.7, plots.GREY)
     box(ax, 4.6, 1.25, "displacement\nafter less before", 1.9, 0.75)
-    box(ax, 8.0, 1.25, "words of praise\nor of blame?", 1.8, 0.75, E_BLUE)
-    arrow(ax, (2.05, 1.9), (3.65, 1.4), "plus", plots.COLOURS[1], (0, 0.22), "center")
+    box(ax, 8.0, 1.25, "words of praise\nor of blame?", 1.8, 0.75, F_ORANGE)
+    arrow(ax, (2.05, 1.9), (3.65, 1.4), "plus", READ, (0, 0.22), "center")
     arrow(ax, (2.05, 0.6), (3.65, 1.1), "minus", plots.GREY, (0, -0.22), "center")
-    arrow(ax, (5.55, 1.25), (7.1, 1.25), "each row, as words", E_BLUE, (0, 0.2), "center")
+    arrow(ax, (5.55, 1.25), (7.1, 1.25), "each row, as words", F_ORANGE, (0, 0.2), "center")
     ax.text(4.6, 0.2, "the head starts at random numbers: these are its weights before",
             ha="center", fontsize=9.5, color=plots.GREY)

@@ -199,8 +199,9 @@ class Space:
         x = self._one(x)
         return [self.vocabulary.shown[i] for i in self.top(x, k)[1].tolist()]
 
-    def table(self, vectors: Mapping[str, Any] | Any, k: int = 10, title: str = "") -> WordTable:
-        """A table of the top words of several named vectors (d,), side by side, with scores.
+    def table(self, vectors: Mapping[str, Any] | Any, k: int = 10, title: str = "",
+              scores: bool = True) -> WordTable:
+        """A table of the top words of several named vectors (d,), side by side, with `scores`.
 
         A score is in standard deviations of all the vector's scores above their mean (see
         `standardise`). One vector without a name makes one column. Raises ValueError for
@@ -210,11 +211,11 @@ class Space:
         columns = {}
         for name, x in vectors.items():
             x = self._one(x, f" {name!r}" if name else "")
-            scores, ids = self.top(x, k)
-            above = self.standardise(x[None], scores[None])[0]
+            best, ids = self.top(x, k)
+            above = self.standardise(x[None], best[None])[0]
             words = [self.vocabulary.shown[i] for i in ids.tolist()]
             columns[str(name)] = list(zip(words, above.tolist()))
-        return WordTable(columns, title)
+        return WordTable(columns, title, scores)
 
     def _one(self, x: Any, name: str = "") -> Tensor:
         x = as_vector(x, self.d, self.E.dtype, name)

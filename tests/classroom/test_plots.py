@@ -55,6 +55,18 @@ def test_a_control_is_grey_and_dashed_and_others_differ():
     assert ax.lines[-1].get_label() == "a quarter"
 
 
+def test_one_legend_below_all_panels():
+    figure, axes = plots.panels("t", "left", "right")
+    plots.curve(axes[0], [0, 1], [1.0, 2.0], label="a")
+    for ax in axes:
+        plots.chance_line(ax, 0.5)
+    plots.legend_below(axes)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "chance"]
+    figure.canvas.draw()
+    below = figure.legends[0].get_window_extent().y1
+    assert all(below <= ax.get_tightbbox().y0 for ax in axes)
+
+
 def test_dots_stand_from_top_to_bottom():
     _, (ax,) = plots.panels("t", "p")
     plots.dots(ax, ["first", "second"], [1.0, 2.0], [(0.9, 1.1), (1.8, 2.2)])
@@ -160,4 +172,4 @@ def test_overlap_curves_have_a_panel_for_each_group_of_the_first_curve():
         plots.COLOURS[1], plots.COLOURS[3]]
     assert subheads.lines[0].get_color() == plots.COLOURS[1]
     assert keys.get_ylim() == subheads.get_ylim() == (0, 0.8)
-    assert keys.get_legend() is None and len(subheads.get_legend().get_texts()) == 4
+    assert len(keys.figure.legends[0].get_texts()) == 4

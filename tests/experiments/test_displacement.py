@@ -4,14 +4,17 @@ import copy
 import math
 from itertools import product
 
+import pandas as pd
 import pytest
 import torch
 from tiny_models import close, random, tiny_model, vocabulary_of
 
 from embspace_helpers import Space
-from embspace_helpers.experiments.classifiers import Classifier
+from embspace_helpers.experiments.classifiers import FINE_TUNING_RESULTS, Classifier
 from embspace_helpers.experiments.controls import random_directions, random_rotation
 from embspace_helpers.experiments.displacement import (
+    DIRECTIONS,
+    SEPARATION,
     displacement,
     edited,
     head_displacement,
@@ -359,3 +362,56 @@ def test_directions_must_be_orthonormal(directions):
         pytest.fail("the block was run")
     now = after.model.state_dict()
     assert all(torch.equal(w, weights[name]) for name, w in now.items())
+
+
+# ---- what notebook 05 says of the results files
+
+
+def test_the_stored_classifiers_are_as_good_as_the_notebook_says():
+    results = pd.read_csv(FINE_TUNING_RESULTS).set_index("shuffled")
+    trained, control = results.loc[False], results.loc[True]
+    assert len(trained) == 14 and trained["imdb"].between(0.85, 0.87).all()
+    assert (trained["embedded_hard"] < 0.46).all() and (trained["embedded_test"] < 0.83).all()
+    assert control["imdb"].max() < 0.55
+
+
+def test_the_stored_shares_that_separate_are_as_the_notebook_says():
+    table = pd.read_csv(SEPARATION).query("group != 'head'").dropna(subset="separating")
+    kinds = {"A": "model == 'twin-a' and not shuffled", "B": "model == 'twin-b'",
+             "shuffled": "shuffled"}
+    share = {kind: table.query(which).groupby(["group", "layer"])["separating"].mean()
+             for kind, which in kinds.items()}
+    for twin in ("A", "B"):
+        assert share[twin][[("W_V", 5), ("K", 5)]].min() > 0.6 > share["shuffled"].max() + 0.3
+        assert share[twin]["W_K"].max() < 0.15
+    assert share["A"]["W_O", 3] - share["shuffled"]["W_O", 3] < 0.05
+    assert table.query("model == 'twin-a'")["pretrained"].max() < 0.15
+    assert 0.15 < share["shuffled"]["W_V"].mean() < 0.21
+
+
+def test_the_stored_agreement_of_seeds_is_as_the_notebook_says():
+    table = pd.read_csv(SEPARATION).query("model == 'twin-a'").dropna(subset="agreement")
+    groups = table[table["group"] != "head"]
+    true, control = (groups[groups["shuffled"] == x].groupby(["group", "layer"])["agreement"].mean()
+                     for x in (False, True))
+    unpaired = groups.groupby(["group", "layer"])["unpaired"].mean()
+    assert unpaired.abs().max() < 0.05 < 0.06 < true.min()
+    more = true / control
+    assert (more.drop(5, level="layer") > 1.3).all() and 0.3 < (control / true).median() < 0.7
+    assert (more[[("K", 5), ("V", 5), ("W_O", 5)]] < 1.4).all()
+    assert (more[[("W_Q", 5), ("W_K", 5)]] > 2).all()
+    heads = table[table["group"] == "head"].groupby("shuffled")["agreement"].mean()
+    assert heads[False] > 0.7 and abs(heads[True]) < 0.1
+
+
+def test_the_stored_accuracies_without_directions_are_as_the_notebook_says():
+    curves = pd.read_csv(DIRECTIONS)
+    ends = curves[curves["kind"] == "all"].groupby("rank")["accuracy"].mean()
+    none, gain = ends[192], ends[0] - ends[192]
+    mean = curves.groupby(["only", "kind", "rank"])["accuracy"].mean()
+    lost, kept = (ends[0] - mean[False]) / gain, (mean[True] - none) / gain
+    assert lost["leading", 4] > 0.5 > 0.15 > max(lost["random", 4], lost["shortened", 4])
+    assert lost["leading", 8] > 0.6 > 0.2 > lost["shortened", 8]
+    assert lost["leading", 1] < 0.1 < lost["leading", 2] < 0.3
+    assert all(abs(kept["leading", r] - kept["shortened", r]) < 0.1 for r in (4, 8, 16))
+    assert kept["leading", 8] > 0.8 > kept["random", 8] + 0.3

@@ -21,3 +21,14 @@ def test_html_of_a_table_is_escaped():
     assert page.count("<tr>") == 3 and page.count("<td") == 4 and page.count("<th ") == 2
     assert page.index("2.3") < page.index("10.0") < page.index("-1.0") < page.index("yy")
     assert "<caption>" not in WordTable(TABLE.columns)._repr_html_()
+
+
+def test_a_table_of_words_alone():
+    words = WordTable(TABLE.columns, "A & B", scores=False)
+    assert repr(words) == ("A & B\n"
+                           "L1N2  a < b\n"
+                           "<b>&  x\n"
+                           "film  yy")
+    page, scored = words._repr_html_(), TABLE._repr_html_()
+    assert "span" not in page and "2.3" not in page
+    assert page.count("<td") == 4 and "&lt;b&gt;&amp;</td>" in page and "span" in scored
