@@ -140,15 +140,16 @@ def reading_of(model: Model, group: str, layer: int, reading: str = "transpose",
     gain (and a LayerNorm's centring) becomes part of the map: the scores are those of
     `parameters.fold(rows, norm)`. Writers have no norm in front; that behind, which few models
     have, is part of the map as well (`fold_written`); "final gain" reads them through the final
-    norm's. Their dictionary is that of what their own block reads. `texts` and `options`: of the
-    dictionary, see `Model.dictionary`.
+    norm's. Where embeddings are untied, E_out reads the writers. Their dictionary is that of what
+    their own block reads. `texts` and `options`: of the dictionary, see `Model.dictionary`.
     """
     p, reads = model.parameters, "attention" if group in ATTENTION else "ff"
     if reading in ("dictionary", "dictionary whitened"):
         return model.dictionary(layer, texts, reads, keep, reading != "dictionary", **options)
     if reading == FINAL and group not in WRITERS:
         raise ValueError(f"{FINAL!r} reads what is written, {' and '.join(WRITERS)}; got {group!r}")
-    space = model.space("transpose" if reading == FINAL else reading, keep)
+    space = model.space("transpose" if reading == FINAL else reading, keep,
+                        output=group in WRITERS)
     ff, same = reads == "ff", torch.eye(p.d, dtype=p.E.dtype)
     if group in WRITERS:
         behind = p.ff_post_norm(layer) if ff else p.attention_post_norm(layer)
@@ -158,7 +159,7 @@ def reading_of(model: Model, group: str, layer: int, reading: str = "transpose",
     if gain is same:
         return space  # else (d, d): x @ gain is fold(x)
     return Space(space.E, model.vocabulary, gain if space.map is None else gain @ space.map,
-                 space.centred, space.keep, f"{reading}, norm folded in", model.sums)
+                 space.centred, space.keep, f"{reading}, norm folded in", space.sums)
 
 
 def census(model: Model, groups: Sequence[str] | None = None,
@@ -177,7 +178,8 @@ def census(model: Model, groups: Sequence[str] | None = None,
     for layer in range(p.L) if layers is None else layers:
         for reading, group in product(readings, p.groups if groups is None else groups):
             space = reading_of(model, group, layer, reading, texts, judge.keep)
-            mark = (space.centred, None if space.map is None else hash(space.map.numpy().tobytes()))
+            mark = (space.E.data_ptr(), space.centred,
+                    None if space.map is None else hash(space.map.numpy().tobytes()))
             if mark not in controls:
                 controls[mark] = random_control(space, judge)
             found = readable_share(model, sample_rows(model, group, layer, n), space, judge,

@@ -47,7 +47,7 @@ class Model:
         """Keep both; nothing is computed yet."""
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.source: str | None = None  # what `load` found it by, where it can be found again
-        self._spaces: dict[tuple[str, int], Space] = {}
+        self._spaces: dict[tuple[str, int, bool], Space] = {}
         self._dictionaries: dict[tuple, list[Dictionary]] = {}
 
     def __repr__(self) -> str:
@@ -80,6 +80,11 @@ class Model:
         """All that readings need of E beside a view of it: its mean column and E E.T."""
         return Sums(self.parameters.E)
 
+    @cached_property
+    def sums_out(self) -> Sums:
+        """The same of E_out."""
+        return self.sums if self.parameters.tied else Sums(self.parameters.E_out)
+
     def tokens(self, texts: Sequence[str] | str, length: int = 256) -> Tokens:
         """Token ids of every text, at most `length` each; see `tokenize`."""
         return tokenize(self, texts, length)
@@ -87,17 +92,20 @@ class Model:
     # ---- spaces
 
     def space(self, reading: str = "transpose", keep: Tensor | None = None,
-              remove: int = 3) -> Space:
+              remove: int = 3, output: bool = False) -> Space:
         """The embedding space of this model in one of the `READINGS`, over the tokens `keep` (e,).
 
-        `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom. Raises
-        ValueError for another reading.
+        `keep`: default `vocabulary.keep()`, all that is printable and fit for a classroom.
+        `output`: of E_out, in which an untied model's writers are read. Raises ValueError for
+        another reading.
         """
-        reading = as_reading(reading)
-        if (reading, remove) not in self._spaces:
-            self._spaces[reading, remove] = reading_space(
-                self.parameters.E, self.vocabulary, reading, None, remove, self.sums)
-        space = self._spaces[reading, remove]
+        reading, p = as_reading(reading), self.parameters
+        output = output and not p.tied
+        if (reading, remove, output) not in self._spaces:
+            E, sums = (p.E_out, self.sums_out) if output else (p.E, self.sums)
+            self._spaces[reading, remove, output] = reading_space(
+                E, self.vocabulary, reading, None, remove, sums)
+        space = self._spaces[reading, remove, output]
         return space if keep is None else space.only(keep)
 
     def dictionary(self, layer: int, texts: Sequence[str] | str | None = None, reads: str = "ff",

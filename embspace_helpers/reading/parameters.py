@@ -320,7 +320,7 @@ class Parameters:
             return heads.unflatten(0, (self.H, 3)).unbind(1)
         return heads.split((self.H, self.H_kv, self.H_kv))
 
-    def _queries_keys_values(self, layer: int) -> tuple[Affine, ...]:
+    def queries_keys_values(self, layer: int) -> tuple[Affine, ...]:
         """Three maps by head: weights (heads, d_h, d) and biases (heads, d_h), views."""
         maps = [affine(m) for m in self.entry.queries_keys_values(self._block(layer))]
         weights, biases = ([None if x is None else x.unflatten(0, (-1, self.d_h)) for x in part]
@@ -331,7 +331,7 @@ class Parameters:
         return tuple(map(Affine, weights, biases))
 
     def _heads(self, which: int, layer: int, head: int | None, fold_norm: bool) -> Tensor:
-        weight = self._queries_keys_values(layer)[which].weight  # (heads, d_h, d)
+        weight = self.queries_keys_values(layer)[which].weight  # (heads, d_h, d)
         chosen = None if head is None else self._head(head) if which == 0 else self.kv_head(head)
         weight = in_float32(weight if chosen is None else weight[chosen])
         if fold_norm:

@@ -30,13 +30,16 @@ def at_distance(model: Model, layer: int, head: int, distance: int,
         raise ValueError(f"{p.architecture} has {p.entry.position} positions, which do not turn "
                          "queries and keys: its W_QK is the same at any distance")
     W_Q, W_K = p.W_Q(layer, head, fold_norm), p.W_K(layer, head, fold_norm)  # (d, d_h)
-    left = _turned(model, layer, W_Q, max(distance, 0))
-    return FactoredMatrix(left, _turned(model, layer, W_K, max(-distance, 0)).T)
+    left = turned(model, layer, W_Q, max(distance, 0))
+    return FactoredMatrix(left, turned(model, layer, W_K, max(-distance, 0)).T)
 
 
 @torch.no_grad()
-def _turned(model: Model, layer: int, rows: Tensor, position: int) -> Tensor:
-    """Rows (n, d_h) as the model turns them at a position; numbers beyond the turned ones stay."""
+def turned(model: Model, layer: int, rows: Tensor, position: int) -> Tensor:
+    """Queries or keys (n, d_h) as a rotary model turns them at a position, counted from 0.
+
+    Numbers of a head beyond those that are turned stay as they are.
+    """
     entry, base = model.parameters.entry, model.model.base_model
     cos, sin = entry.rotation(base, layer, rows, torch.tensor([[position]]))  # (pairs,)
     if cos is None:
@@ -44,7 +47,7 @@ def _turned(model: Model, layer: int, rows: Tensor, position: int) -> Tensor:
     n = 2 * len(cos)
     first, second = ((slice(0, n, 2), slice(1, n, 2)) if entry.interleaved else
                      (slice(0, n // 2), slice(n // 2, n)))  # the numbers of a pair
-    turned = rows.clone()
-    turned[:, first] = rows[:, first] * cos - rows[:, second] * sin
-    turned[:, second] = rows[:, second] * cos + rows[:, first] * sin
-    return turned
+    found = rows.clone()
+    found[:, first] = rows[:, first] * cos - rows[:, second] * sin
+    found[:, second] = rows[:, second] * cos + rows[:, first] * sin
+    return found

@@ -124,7 +124,7 @@ def test_the_norms_gain_is_part_of_the_map_of_readers(kind):
             read = p.vectors(group, 1, fold_norm=True) if writes else p.fold(rows, norms[group])
             assert torch.equal(read, rows) == (
                 kind not in POST_NORM if writes else norms[group] is None)
-            expected = model.space(reading).project(read)
+            expected = model.space(reading, output=writes).project(read)
             close(reading_of(model, group, 1, reading).project(rows), expected)
         reads = "attention" if group.startswith("W_") else "ff"
         for reading, whitened in zip(READINGS[2:], (False, True)):
@@ -180,3 +180,14 @@ def test_a_census_has_every_group_layer_reading_and_sign(gpt2, judge):
                               mean=gpt2.parameters.vectors("W_V", 1).mean(0))
     assert line[COLUMNS].reset_index(drop=True).equals(expected[COLUMNS])
     assert len(census(gpt2, ("V",), layers=[1], judge=judge, readings=("orthogonal",))) == 2
+
+
+def test_of_an_untied_model_the_two_sides_have_thresholds_of_their_own(judge):
+    model = tiny_model("olmo2")  # nothing is folded into keys: E and E_out, both without a map
+    model.parameters.fold_written = lambda rows, norm: rows
+    table = census(model, ("gate", "V"), ("transpose",), [1], texts=TEXTS, judge=judge)
+    alone = census(model, ("V",), ("transpose",), [1], texts=TEXTS, judge=judge)
+    assert table.query("group == 'V'")[COLUMNS].reset_index(drop=True).equals(alone[COLUMNS])
+    control = [random_control(model.space("transpose", judge.keep, output=side), judge)
+               for side in (False, True)]
+    assert control[0].threshold != control[1].threshold

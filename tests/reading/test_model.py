@@ -40,6 +40,17 @@ def test_nothing_is_made_before_it_is_asked_for_and_all_of_it_once(counted):
     assert counted[4:] == ["reading_space"] * 3
 
 
+def test_the_output_side_of_an_untied_model_is_a_space_of_its_own():
+    tied, untied = tiny_model("gpt2"), tiny_model("gpt_neox")
+    assert tied.space(output=True) is tied.space()
+    space, p = untied.space("orthogonal", output=True), untied.parameters
+    assert space is untied.space("orthogonal", output=True)
+    assert space is not untied.space("orthogonal")
+    x, centred = random(3, p.d), p.E_out - p.E_out.mean(1, keepdim=True)
+    close(untied.space(output=True).project(x), x @ p.E_out[:, space.ids])
+    close((space.map @ centred) @ (space.map @ centred).T, torch.eye(p.d))  # of E_out, not of E
+
+
 def test_dictionaries_of_all_layers_are_fitted_once_for_each_text_and_option(counted):
     model = tiny_model("gpt2")
     model.dictionary(0, TEXTS)

@@ -239,7 +239,7 @@ def test_feed_forward(case, layer):
 def test_attention_scores_and_weights(case, layer):
     p = case.p
     x = case.read("attention_in", layer, p.attention_norm(layer))
-    b_q, b_k, _ = (bias(part) for part in p._queries_keys_values(layer))
+    b_q, b_k, _ = (bias(part) for part in p.queries_keys_values(layer))
     model_q, model_k = case.queries_keys(layer)
     q, k = (torch.einsum("bnd,hdk->bnhk", x, W) + b for W, b in
             ((p.W_Q(layer), b_q), (p.W_K(layer), b_k)))
@@ -261,7 +261,7 @@ def test_attention_scores_and_weights(case, layer):
 def test_heads_sum_to_the_attention_block(case, layer):
     p = case.p
     x = case.read("attention_in", layer, p.attention_norm(layer))
-    b_v = bias(p._queries_keys_values(layer)[2])
+    b_v = bias(p.queries_keys_values(layer)[2])
     b_v = torch.zeros(p.H_kv, p.d_h) if isinstance(b_v, float) else b_v
     total = 0.0 if p.b_O(layer) is None else p.b_O(layer)
     for head in range(p.H):
@@ -308,7 +308,7 @@ def test_folded_norm_gives_the_queries_and_keys(case, layer):
     p, x = case.p, case.seen["attention_in", layer][0]
     norm, model = p.attention_norm(layer), case.queries_keys(layer)
     own = getattr(p.blocks[layer], "self_attn", None)
-    for which, part in enumerate(p._queries_keys_values(layer)[:2]):
+    for which, part in enumerate(p.queries_keys_values(layer)[:2]):
         W = (p.W_Q, p.W_K)[which](layer, fold_norm=True)  # (heads, d, d_h)
         constant = part.weight @ norm.bias if has_bias(norm) else torch.zeros(part.weight.shape[:2])
         constant = constant + bias(part)
