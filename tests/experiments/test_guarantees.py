@@ -34,7 +34,8 @@ def test_a_wrong_view_of_one_layer_is_seen(monkeypatch, name, what):
     real = getattr(model.parameters, name)
 
     def wrong(*given, **options):
-        return real(*given, **options) * (1.0 if isinstance(given[0], int) and given[0] == 0 else 1.5)
+        first_layer = isinstance(given[0], int) and given[0] == 0
+        return real(*given, **options) * (1.0 if first_layer else 1.5)
 
     monkeypatch.setattr(model.parameters, name, wrong)
     found = agreement(model)
