@@ -38,5 +38,6 @@ class WordTable:
                 f"{html.escape(word)}{after(score)}</td>"
                 for word, score in row) + "</tr>"
             for row in zip(*self.columns.values()))
-        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        caption = ('<caption style="text-align:left;white-space:nowrap">'
+                   f"{html.escape(self.title)}</caption>" if self.title else "")
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -214,7 +214,7 @@ def test_how_pairs_are_shown(E, vocabulary, W):
     assert found.words == [("movie", "-movie"), ("<b>", "film")]
     assert repr(found) == "L1H2 <QK>\nleft → right\nmovie → -movie 12.3\n<b> → film -0.5"
     page = found._repr_html_()
-    assert "<caption>L1H2 &lt;QK&gt;</caption>" in page and "&lt;b&gt; → film" in page
+    assert ">L1H2 &lt;QK&gt;</caption>" in page and "&lt;b&gt; → film" in page
     assert page.index("12.3") < page.index("-0.5")
     space = reading_space(E, vocabulary)
     assert word_pairs(space, W, 2, title="Two").title == "Two"
