@@ -26,6 +26,7 @@ from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.spaces import Space
 
 FIRING_RESULTS = DATA / "firing.csv"
+LESS_MEAN = "E less the mean"  # the words of a key without what all keys of its layer share
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,19 @@ def seen_often(model: Model, found: ReadStates, keep: Tensor | None = None, leas
 
 def firing_areas(found: ReadStates, space: Space, readers: Tensor, layer: int,
                  ahead: bool = False, k: int = 10, each: int = 20, near: int = 15,
-                 seed: int = 0) -> tuple[Tensor, Tensor]:
+                 seed: int = 0, listed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Firing areas of `readers` (n, d) of a layer, on their own lists and on others': two (n,).
 
     `space`: in which the lists are read, over tokens `seen_often`. All words count
     alike, by `each` of their positions, drawn with replacement. Those on a list are compared with
     matched words, as frequent, at most `near` ranks away, and not on the list. `ahead`: the token
-    that comes next instead of the one that stands there. The second areas are a control: every
-    reader on the list of another. Raises ValueError for fewer than 2 readers, for tokens that
-    stand nowhere, or where no matched words are left.
+    that comes next instead of the one that stands there. `listed` (n, d): what is read in place of
+    the readers, such as these without their mean; they fire as they are. The second areas are a
+    control: every reader on the list of another. Raises ValueError for fewer than 2 readers, for
+    tokens that stand nowhere, or where no matched words are left.
     """
     ids, token = space.ids, found.following if ahead else found.token
-    lists = space.top(readers, k)[1]  # (n, k) ids
+    lists = space.top(readers if listed is None else listed, k)[1]  # (n, k) ids
     columns = torch.searchsorted(ids, lists)  # (n, k) places in ids
     counts = torch.bincount(token[token >= 0], minlength=int(ids.max()) + 1)[ids]
     ranks = counts.argsort(stable=True).argsort()
@@ -122,8 +124,8 @@ def firing_areas(found: ReadStates, space: Space, readers: Tensor, layer: int,
     areas = []
     for words in (columns, shuffled(columns, seed)):
         matched = matched_words(words, ranks, near, seed)
-        listed, other = (used.gather(1, places[x].flatten(1)) for x in (words, matched))
-        areas.append(area_under_curve(listed, other))
+        own, other = (used.gather(1, places[x].flatten(1)) for x in (words, matched))
+        areas.append(area_under_curve(own, other))
     return areas[0], areas[1]
 
 
@@ -153,22 +155,25 @@ def firing_table(model: Model, fit: Sequence[str], found: ReadStates, n: int = 1
     """Firing areas of `n` keys of every kind and layer of `found`, in every reading: a row each.
 
     `fit`: the texts that the dictionaries are fitted on, none of those in `found`. Columns layer,
-    kind ("random": random directions in place of keys), reading (E, F, dictionary, and of the
-    token that comes next the dictionary fitted on it), words ("all", or "new": those of the half
-    of the vocabulary that the dictionary was not fitted on), token ("here", "next"), mean with its
-    95 % interval over keys, and the mean on other keys' lists.
+    kind ("random": random directions in place of keys), reading (E, the same less the mean of the
+    layer's keys, F, dictionary, and of the token that comes next the dictionary fitted on it),
+    words ("all", or "new": those of the half of the vocabulary that the dictionary was not fitted
+    on), token ("here", "next"), mean with its 95 % interval over keys, and the mean on other keys'
+    lists.
     """
     rows = []
     for words, token, keep, only in _settings(model, found, least, seed):
-        plain = {"E": model.space("transpose", keep), "F": model.space("orthogonal", keep)}
+        E = model.space("transpose", keep)
+        plain = {"E": E, LESS_MEAN: E, "F": model.space("orthogonal", keep)}
         for layer in found.states:
             spaces = {**plain, "dictionary": model.dictionary(layer, fit, keep=keep, only=only)}
             if token == "next":
                 spaces["next dictionary"] = model.dictionary(layer, fit, keep=keep, offset=1)
-            for kind, readers in _readers(model, layer, n, seed):
+            for kind, readers, mean in _readers(model, layer, n, seed):
                 for reading, space in spaces.items():
+                    listed = readers - mean if reading == LESS_MEAN else None
                     own, others = firing_areas(found, space, readers, layer, token == "next",
-                                               seed=seed)
+                                               seed=seed, listed=listed)
                     low, high = bootstrap_interval(own, 500)
                     rows.append((layer, kind, reading, words, token, own.mean().item(), low, high,
                                  others.mean().item()))
@@ -186,10 +191,16 @@ def _settings(model: Model, found: ReadStates, least: int,
     yield "all", "next", seen_often(model, found, least=least, ahead=True), None
 
 
-def _readers(model: Model, layer: int, n: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """`n` keys of every kind, drawn at random, and as many random directions: (kind, (n, d))."""
+def _readers(model: Model, layer: int, n: int,
+             seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`n` keys of every kind, drawn at random, and as many random directions, with their means.
+
+    (kind, (n, d), (d,)); the mean is that of all keys of the layer and kind.
+    """
     p = model.parameters
     drawn = torch.randperm(p.d_ff, generator=torch.Generator().manual_seed(seed + layer))[:n]
     for kind in p.key_kinds:
-        yield kind, p.K(layer, kind)[drawn]
-    yield "random", random_directions(n, p.d, seed + layer).to(p.E.dtype)
+        keys = p.K(layer, kind)
+        yield kind, keys[drawn], keys.mean(0)
+    dice = random_directions(n, p.d, seed + layer).to(p.E.dtype)
+    yield "random", dice, dice.mean(0)

@@ -108,6 +108,16 @@ def test_readers_fire_on_the_words_planted_and_not_on_those_of_others(ahead):
     assert against.min() > 0.95  # the list of the other sign is another list
 
 
+def test_the_words_without_what_all_readers_share():
+    """Own lists name what all share, and others' are as good; without the mean they differ."""
+    found, space = planted()
+    shared = random(30, 12) + 2 * random(1, 12, seed=9)
+    own, others = firing_areas(found, space, shared, 0, k=4)
+    less, less_others = firing_areas(found, space, shared, 0, k=4, listed=shared - shared.mean(0))
+    assert own.mean() > less.mean() > 0.7  # readers fire as they are, with what all share
+    assert others.mean() > 0.8 and less_others.mean() < 0.6
+
+
 def test_a_reading_that_is_wrong_is_at_chance():
     found, space = planted()
     space.map, readers = random(12, 12, seed=5), random(40, 12)
@@ -151,7 +161,7 @@ def test_a_row_for_every_setting(kind):
     assert not settings.duplicated().any()
     assert set(settings.drop_duplicates(["words", "token"])[["words", "token"]].itertuples(
         index=False, name=None)) == {("all", "here"), ("new", "here"), ("all", "next")}
-    assert len(table) == (2 * 3 + 4) * (len(model.parameters.key_kinds) + 1)
+    assert len(table) == (2 * 4 + 5) * (len(model.parameters.key_kinds) + 1)
     assert set(table.query("reading == 'next dictionary'")["token"]) == {"next"}
     assert (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
     space = model.space("transpose", seen_often(model, found, least=2))
@@ -160,5 +170,9 @@ def test_a_row_for_every_setting(kind):
     row = table.query("reading == 'E' and words == 'all' and token == 'here'").iloc[0]
     assert row["mean"] == pytest.approx(own.mean().item())
     assert row["others"] == pytest.approx(others.mean().item())
+    keys = model.parameters.K(1)
+    own, _ = firing_areas(found, space, keys[drawn], 1, listed=keys[drawn] - keys.mean(0))
+    less = table.query("reading == 'E less the mean' and words == 'all' and token == 'here'")
+    assert less.iloc[0]["mean"] == pytest.approx(own.mean().item())
     dictionary = table.query("reading == 'dictionary' and words == 'all' and token == 'here'")
     assert isinstance(table, pd.DataFrame) and dictionary["mean"].min() > 0.55

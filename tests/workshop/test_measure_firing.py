@@ -24,7 +24,7 @@ def test_the_command_measures_every_layer_and_replaces_its_rows(tmp_path, capsys
     main(arguments)
     assert capsys.readouterr().out == f"{name}: done\n"
     table = pd.read_csv(out)
-    assert len(table) == TINY.layers * (2 * 3 + 4) * 2 and set(table["source"]) == {"imdb"}
+    assert len(table) == TINY.layers * (2 * 4 + 5) * 2 and set(table["source"]) == {"imdb"}
     assert set(table["model"]) == {"tiny"} and table["mean"].between(0, 1).all()
     main(arguments)
     pd.testing.assert_frame_equal(pd.read_csv(out), table)
@@ -34,4 +34,4 @@ def test_the_file_that_ships_holds_every_model_of_the_notebook():
     table = pd.read_csv(FIRING_RESULTS)
     layers = table.groupby("model")["layer"].nunique().to_dict()
     assert layers == {"smollm2": 30, "twin-a": 6, "twin-b": 6, "wide-w": 8}
-    assert set(table["reading"]) == {"E", "F", "dictionary", "next dictionary"}
+    assert set(table["reading"]) == {"E", "E less the mean", "F", "dictionary", "next dictionary"}
