@@ -86,6 +86,27 @@ def gated_neuron() -> None:
     arrow(ax, (8.3, 0.97), (8.3, 0.4), "added to the stream", WRITTEN, (-0.08, 0), "right")
 
 
+def head() -> None:
+    """A head as two products of thin factors: what reads and what writes."""
+    _, axes = plots.panels("A head is two thin factors twice: one pair matches, one pair moves",
+                           "W_QK: what it matches", "W_VO: what it moves", height=2.6)
+    names = ("$W_Q$", "$W_K^T$", "$W_{QK}$"), ("$W_V$", "$W_O$", "$W_{VO}$")
+    for ax, (left, right, product), written in zip(axes, names, (False, True)):
+        for (x, y, width, height), text, colour in (
+                ((0.0, 0.0, 0.5, 3.0), left, READ),
+                ((1.3, 2.5, 3.0, 0.5), right, WRITTEN if written else READ),
+                ((5.6, 0.0, 3.0, 3.0), f"{product}\n$(d, d)$, rank $d_h$", "#444444")):
+            ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=BLOCK, edgecolor=colour,
+                                       linewidth=1.4))
+            ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=11,
+                    color=colour)
+        for x, y, text, size in ((0.9, 1.5, "·", 18), (4.95, 1.5, "=", 18),
+                                 (0.25, -0.5, "$(d, d_h)$", 9), (2.8, 1.9, "$(d_h, d)$", 9)):
+            ax.text(x, y, text, fontsize=size, ha="center")
+        ax.set(xlim=(-0.3, 9), ylim=(-0.8, 3.2), aspect="equal")
+        ax.set_axis_off()
+
+
 def overlap() -> None:
     """The overlap experiment: the words of the most active neurons against those of the state."""
     ax = canvas("How many of the state's top words do the most active neurons list?")

@@ -1,5 +1,6 @@
 """Schematics draw what they say, inside their frame."""
 
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import pytest
 
@@ -27,3 +28,14 @@ def test_schematic_has_its_parts_inside_the_frame(name, texts):
         box = text.get_window_extent()
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1, text.get_text()
     plt.close(figure)
+
+
+def test_a_heads_factors_have_the_colours_of_reading_and_writing():
+    schematics.head()
+    match, move = plt.gcf().axes
+    edges = [[matplotlib.colors.to_hex(patch.get_edgecolor()).upper() for patch in ax.patches]
+             for ax in (match, move)]
+    read, written = schematics.READ, schematics.WRITTEN
+    assert edges[0][:2] == [read, read] and edges[1][:2] == [read, written]
+    assert [text.get_text() for text in move.texts][:2] == ["$W_V$", "$W_O$"]
+    plt.close("all")
