@@ -11,12 +11,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from embspace_helpers.reading.activations import Hook, hooked, run
 from embspace_helpers.reading.arrays import as_vectors
 from embspace_helpers.reading.precision import in_float32
 from embspace_helpers.reading.rotation import turned
 
 if TYPE_CHECKING:
     from embspace_helpers.reading.model import Model
+
+
+@torch.no_grad()
+def attention_reads(model: Model, text: str, length: int = 256) -> list[Tensor]:
+    """What the attention block of every layer reads at all positions of a text: L of (n, d).
+
+    At most `length` tokens. Raises ValueError as `tokenize` does.
+    """
+    p, found = model.parameters, []
+
+    def keep(module: torch.nn.Module, inputs: tuple) -> None:
+        found.append(inputs[0][0].detach().to(p.E.dtype))
+
+    hook: Hook = keep
+    with hooked([(p.reader(layer, "attention"), hook, True) for layer in range(p.L)]):
+        run(model, [model.tokens([text], length)[0]])
+    return found
 
 
 @torch.no_grad()

@@ -5,28 +5,23 @@ import torch
 from tiny_configs import MODELS
 from tiny_models import close, random, tiny_model
 
-from embspace_helpers.reading.activations import hooked
-from embspace_helpers.reading.patterns import attention_weights
+from embspace_helpers.reading.patterns import attention_reads, attention_weights
 
-IDS = torch.tensor([[0, 7, 3, 12, 9, 30, 4]])
-
-
-def read_and_own(model):
-    """What the attention blocks read, one (n, d) a layer, and the model's own weights."""
-    p, seen = model.parameters, []
-    hooks = [(p.reader(i, "attention"), lambda _, x: seen.append(x[0][0].detach()), True)
-             for i in range(p.L)]
-    with torch.no_grad(), hooked(hooks):
-        out = model.model(input_ids=IDS, output_attentions=True)
-    return seen, [x[0] for x in out.attentions]
+TEXT = "7 3 12 9 30 4"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "mpnet"])
 def test_they_are_the_models_own(kind):
     model = tiny_model(kind)
-    states, own = read_and_own(model)
-    for layer in range(model.parameters.L):
-        close(attention_weights(model, layer, states[layer]), own[layer])
+    ids = torch.tensor(model.tokens([TEXT]))
+    with torch.no_grad():
+        own = model.model(input_ids=ids, output_attentions=True).attentions
+    states = attention_reads(model, TEXT)
+    assert len(states) == model.parameters.L
+    for layer, x in enumerate(states):
+        assert x.shape == (ids.shape[1], model.parameters.d)
+        close(attention_weights(model, layer, x), own[layer][0])
+    assert [len(x) for x in attention_reads(model, TEXT, 3)] == [3] * len(states)
 
 
 def test_without_biases_and_positions_they_are_those_of_W_QK():
