@@ -44,13 +44,14 @@ def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
 
 
 def describe(figure: Figure) -> str:
-    """What a figure shows, in words, for who cannot see it: takeaway, panels, axes and labels."""
+    """What a figure shows, in words: takeaway, panels, axes and labels, and the text below."""
     parts = [figure.get_suptitle()]
     for ax in figure.axes:
         axes = " by ".join(x for x in (ax.get_ylabel(), ax.get_xlabel()) if x)
         labels = ", ".join(dict.fromkeys(ax.get_legend_handles_labels()[1]))
         found = [x for x in (ax.get_title(loc="left") or ax.get_title(), axes, labels) if x]
         parts += ["; ".join(found)] if found else []
+    parts += figure.get_supxlabel().split("\n")
     return ". ".join(" ".join(part.split()).rstrip(".") for part in parts if part) + "."
 
 
