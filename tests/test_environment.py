@@ -23,6 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 DECLARED = RUNTIME + [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
 TOOLS = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+ADDED = [Requirement(text) for name, wanted in PROJECT["optional-dependencies"].items()
+         for text in wanted if name not in ("test", "dev")]  # what users may add
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 PYTHON = (ROOT / "binder" / "runtime.txt").read_text().strip().removeprefix("python-")
 
@@ -194,8 +196,12 @@ def test_binder_gives_memory_back_as_the_tests_do():
     assert f"export MALLOC_MMAP_THRESHOLD_={KERNEL_ENV['MALLOC_MMAP_THRESHOLD_']}\n" in start
 
 
+def test_the_tests_have_all_that_users_may_add():
+    assert {str(requirement) for requirement in ADDED} <= {str(r) for r in DECLARED}
+
+
 def test_the_package_and_the_notebooks_do_not_need_the_test_extra():
-    runtime = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    runtime = {canonicalize_name(requirement.name) for requirement in RUNTIME + ADDED}
     for name, places in third_party().items():
         places = {p for p in places if not p.startswith("tests") and "nbval_plugin" not in p}
         assert not places or name in runtime, f"{name} is in the extra only, imported by {places}"

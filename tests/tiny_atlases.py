@@ -1,7 +1,9 @@
 """Tiny models whose tokens are words, pieces of words and doubles, and two of them as twins."""
 
 import json
+from copy import deepcopy
 
+import numpy as np
 import torch
 from tiny_models import byte_level, random, tiny, tiny_in_float32
 
@@ -38,9 +40,17 @@ def vectors_of(model, atlas):
     return torch.stack([sign * row(group, layer, index) for group, layer, index, sign in rows])
 
 
-def save_twin(folder, name, seed):
+def lists_of(atlas):
+    """Ids and scores of all rows of an atlas, (rows, k) each."""
+    return tuple(np.concatenate(x) for x in list(zip(*atlas.files.lists()))[1:])
+
+
+def save_twin(folder, name, seed, layers=2):
     """A tiny GPT-2 of random weights, in the folder where a bundled model is looked for."""
     model = tiny_in_float32("gpt2")
+    while len(model.transformer.h) < layers:
+        model.transformer.h.append(deepcopy(model.transformer.h[-1]))
+    model.config.n_layer = layers
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             p.copy_(random(*p.shape, seed=1000 * seed + i))

@@ -7,7 +7,7 @@ needs no kernel, and tests can check it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ipywidgets as widgets
@@ -20,7 +20,7 @@ SLIDER = 40  # more values than these do not fit a slider: a number is typed ins
 class Searchable(Protocol):
     """What a search box needs of an atlas."""
 
-    rows: pd.DataFrame
+    groups: Sequence[str]
 
     def search(self, *words: str, groups: Any = None, n: int = 10) -> pd.DataFrame:
         """Find the rows whose lists hold the words."""
@@ -63,7 +63,7 @@ def search_box(atlases: Mapping[str, Searchable], text: str = "ocean sea",
     shown = widgets.Output()
 
     def offer(_: Any = None) -> None:
-        there = list(atlases[names.value].rows["group"].cat.categories)
+        there = list(atlases[names.value].groups)
         wanted = groups.value or group
         groups.options = there
         groups.value = wanted if wanted in there else there[0]

@@ -1,39 +1,45 @@
-"""The atlas: the top words of every parameter vector of a model, computed once, saved, searchable.
+"""The atlas: the top words of every parameter vector of a model, computed once, kept, searchable.
 
-`load_atlas` builds it on first use, with a bar, and keeps it in the cache folder;
-`python -m embspace_helpers.atlas [names]` does so before a lesson.
+`load_atlas` builds it on first use, with a bar, and keeps it in the cache folder: one file a layer.
+Cut off, it goes on where it was. `python -m embspace_helpers.atlas [names]` does so before a
+lesson.
 """
 
 from __future__ import annotations
 
-import math
 import re
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
-from pyarrow import parquet
-from torch import Tensor
+from tqdm.auto import tqdm
 
-from embspace_helpers.experiments.atlas_lists import atlas_lists, group_vectors
-from embspace_helpers.reading.arrays import as_count, as_index, as_model, as_vector
-from embspace_helpers.reading.files import whole_file
-from embspace_helpers.reading.judge import JUDGES
-from embspace_helpers.reading.model import Model, load
+from embspace_helpers.experiments.atlas_build import (
+    Build,
+    atlas_path,
+    known_build,
+    source_of,
+    texts_of,
+    wanted,
+)
+from embspace_helpers.experiments.atlas_files import Files
+from embspace_helpers.experiments.atlas_lists import DICTIONARY, as_reading, group_vectors
+from embspace_helpers.reading.arrays import as_count, as_model, as_vector
+from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.ranking import top_k
-from embspace_helpers.reading.sources import cache_folder, fingerprint, known_name, locate
+from embspace_helpers.reading.sources import locate
 from embspace_helpers.reading.tables import WordTable
 from embspace_helpers.reading.vocabulary import Vocabulary, load_vocabulary
 from embspace_helpers.reading.weights import read_tokenizer
 
-VERSION = "1"  # of the file: raise it when the same weights would give another atlas
 SIGNS = {1: "+", -1: "−"}
 SHOWN = 8  # words of a row in the table that a search gives
 
@@ -58,27 +64,38 @@ class Hits(pd.DataFrame):
             return super().__repr__()
 
 
-@dataclass(repr=False)
 class Atlas:
     """The top words of the parameter vectors of a model; see `load_atlas`.
 
-    `rows`: a table with name, group, layer, index, sign (1, -1), norm and coherence; row i has
-    the vocabulary ids `ids[i]` (k,) and `scores[i]` (k,), in standard deviations of all the
-    vector's scores above their mean. `covariance` (d, d): see `like`. `about`: model, reading,
-    judge, fingerprint of the weights, as far as known.
+    It stays in the files of `folder`, of which a search reads the two columns that it needs, a
+    layer at a time. `vocabulary`: the model's. `about`: model, reading, judge, fingerprint of the
+    weights, as far as known; `groups` of vectors. Raises what `Files` raises, and ValueError for
+    another vocabulary.
     """
 
-    rows: pd.DataFrame
-    ids: np.ndarray
-    scores: np.ndarray
-    covariance: Tensor
-    vocabulary: Vocabulary
-    about: dict[str, str]
+    def __init__(self, folder: str | Path, vocabulary: Vocabulary):
+        """Look up what the files hold."""
+        self.files, self.vocabulary = Files(folder), vocabulary
+        self.about, self.groups = self.files.about, self.files.groups
+        if self.about["e"] != str(len(vocabulary)):
+            raise ValueError(f"{folder} is about a vocabulary of {self.about['e']} tokens, not of "
+                             f"{len(vocabulary)}")
 
     def __repr__(self) -> str:
         return (f"Atlas of {self.about.get('model') or 'a model'}, {self.about['reading']} "
-                f"reading: {len(self.rows):,} rows of {self.ids.shape[1]} words, "
-                f"groups {', '.join(self.rows['group'].cat.categories)}")
+                f"reading: {len(self):,} rows of {self.files.k} words, "
+                f"groups {', '.join(self.groups)}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The table of all rows: name, group, layer, index, sign (1, -1), norm and coherence.
+
+        It is read from the files when it is first asked for; searches do without.
+        """
+        return self.files.table()
 
     def search(self, *words: str, groups: str | Iterable[str] | None = None,
                layers: int | Iterable[int] | None = None, sign: int | None = None,
@@ -97,20 +114,17 @@ class Atlas:
         meanings = dict.fromkeys(tuple(self._same(word)) for word in asked if word)
         if not meanings:
             raise ValueError(f"search needs at least one word, got {words!r}")
-        chosen = self._choose(groups, layers, sign)
-        found = np.zeros(len(self.rows), dtype=int)
-        total = np.zeros(len(self.rows), dtype="float32")
-        places = []
-        for same in meanings:
-            row, place = np.isin(self.ids, same, kind="sort").nonzero()  # "sort": least memory
-            row, first = np.unique(row, return_index=True)  # lists are sorted: first is best
-            found[row] += 1
-            total[row] += self.scores[row, place[first]]
-            places.append(dict(zip(row.tolist(), place[first].tolist())))
-        hits = np.flatnonzero((found > 0) & chosen)
-        best = hits[np.lexsort((-total[hits], -found[hits]))][:n]
-        leading = {row: [at[row] for at in places if row in at] for row in best.tolist()}
-        return self._show(best, leading, score=total[best])
+        groups, layers = self._chosen("group", groups), self._chosen("layer", layers)
+        sign = self._chosen("sign", sign)
+        asked_for = np.zeros((len(meanings), len(self.vocabulary)), dtype=bool)
+        for word, same in zip(asked_for, meanings):
+            word[list(same)] = True
+        hits = [_matches(asked_for, *part) for part in self.files.lists(groups, layers)]
+        row, places, total = (np.concatenate(part) for part in zip(*hits))
+        right = np.isin(row % 2, [(1 - s) // 2 for s in sign])  # +v stands in front of -v
+        row, places, total = row[right], places[right], total[right]
+        best = np.lexsort((-total, -(places >= 0).sum(1)))[:n]
+        return self._show(row[best], places[best], score=total[best])
 
     def like(self, vector: Any, model: Model, n: int = 10,
              groups: str | Iterable[str] | None = None,
@@ -118,37 +132,42 @@ class Atlas:
         """The n rows whose parameter vectors are most alike to `vector` (d,), whatever the sign.
 
         Alike: by the correlation of their scores over all kept tokens, as the paper aligns models.
-        It is x C y / sqrt(x C x · y C y) with C = `covariance`, so that no vector over the
-        vocabulary is formed. Where the correlation with v is negative, the row of -v is shown.
-        `model`: the one whose atlas this is. (The directions of heads are computed anew, which
-        takes the longest; `groups` without them is faster.)
+        It is x C y / sqrt(x C x · y C y) with C the `Space.covariance` of the reading, so that no
+        vector over the vocabulary is formed. Where the correlation with v is negative, the row of
+        -v is shown. `model`: the one whose atlas this is. (The directions of heads are computed
+        anew, which takes the longest; `groups` without them is faster.) Raises ValueError for an
+        atlas of dictionaries, which has one reading a layer.
         """
-        n, C, model = as_count(n, name="n"), self.covariance, as_model(model)
-        if model.parameters.d != len(C):
-            raise ValueError(f"this atlas is of vectors with d = {len(C)}, the model has "
+        n, model = as_count(n, name="n"), as_model(model)
+        if self.about["reading"] == DICTIONARY:
+            raise ValueError("vectors are alike in one reading, and the dictionary is another in "
+                             "every layer: load_atlas(name).like(...) compares through F")
+        if str(model.parameters.d) != self.about["d"]:
+            raise ValueError(f"this atlas is of vectors with d = {self.about['d']}, the model has "
                              f"d = {model.parameters.d}: it is another one's")
-        vector, index, found = as_vector(vector, len(C)), [], []
+        groups, layers = self._chosen("group", groups), self._chosen("layer", layers)
+        C = model.space(self.about["reading"]).covariance
+        vector, index, found = as_vector(vector, len(C), C.dtype).to(C.device), [], []
         along = C @ vector  # (d,)
-        chosen = self.rows[self._choose(groups, layers, 1)]
-        for (layer, group), part in chosen.groupby(["layer", "group"], observed=True, sort=False):
-            x = group_vectors(model.parameters, group, int(layer),
-                              int(self.about["directions"]))[0].float()  # (m, d)
-            variance = ((x @ C) * x).sum(1) * (along @ vector)  # (m,)
-            found.append((x @ along / variance.sqrt()).nan_to_num(0, 0, 0))
-            index.append(torch.tensor(part.index.to_numpy()))
+        for part in self.files.parts:
+            if part.group in groups and part.layer in layers:
+                x = group_vectors(model.parameters, part.group, part.layer,
+                                  int(self.about["directions"]))[0]  # (m, d)
+                variance = ((x @ C) * x).sum(1) * (along @ vector)  # (m,)
+                found.append((x @ along / variance.sqrt()).nan_to_num(0, 0, 0).cpu())
+                index.append(torch.arange(part.start, part.start + part.rows, 2))
         found, index = torch.cat(found), torch.cat(index)
         best = top_k(found.abs()[None], min(n, len(found)))[1][0]
         rows = index[best] + (found[best] < 0)  # the row of -v is the next one
-        return self._show(rows.numpy(), {}, correlation=found[best].numpy())
+        return self._show(rows.numpy(), correlation=found[best].float().numpy())
 
     def words(self, row: int, k: int | None = None) -> list[str]:
         """The words of one row, as shown, best first: k of them, or all.
 
         Raises ValueError for a row that is none, or for more words than a list has.
         """
-        row, most = as_index(row, len(self.rows), "row"), self.ids.shape[1]
-        k = most if k is None else as_count(k, most, things="words of a list")
-        return [self.vocabulary.shown[i] for i in self.ids[row, :k].tolist()]
+        k = self.files.k if k is None else as_count(k, self.files.k, things="words of a list")
+        return [self.vocabulary.shown[i] for i in self.files.take([row]).ids[0, :k].tolist()]
 
     def table(self, rows: Iterable[int] | int | pd.DataFrame, k: int = 10,
               title: str = "") -> WordTable:
@@ -157,27 +176,19 @@ class Atlas:
         `rows`: numbers of rows, or what a search found. Raises ValueError for a row that is none,
         or for more words than a list has.
         """
-        columns, k = {}, as_count(k, self.ids.shape[1], things="words of a list")
+        k = as_count(k, self.files.k, things="words of a list")
         rows = rows.index if isinstance(rows, pd.DataFrame) else rows
-        for row in [rows] if isinstance(rows, int | np.integer | str) else rows:
-            if row not in self.rows.index:
-                raise ValueError(f"no row {row!r}: rows are numbers from 0 to "
-                                 f"{len(self.rows) - 1}, such as the index of what `search` gives")
-            name, group, sign = self.rows.loc[row, ["name", "group", "sign"]]
-            scores = self.scores[int(row), :k].tolist()
-            columns[f"{name} {group} {SIGNS[sign]}"] = list(zip(self.words(int(row), k), scores))
+        rows = [rows] if isinstance(rows, int | np.integer | str) else list(rows)
+        for row in rows:
+            if isinstance(row, bool | str) or not 0 <= row < len(self) or row != int(row):
+                raise ValueError(f"no row {row!r}: rows are numbers from 0 to {len(self) - 1}, "
+                                 "such as the index of what `search` gives")
+        found, columns = self.files.take([int(row) for row in rows]), {}
+        for (_, row), ids, scores in zip(found.table.iterrows(), found.ids, found.scores):
+            words = [self.vocabulary.shown[i] for i in ids[:k].tolist()]
+            columns[f"{row['name']} {row['group']} {SIGNS[row['sign']]}"] = list(
+                zip(words, scores[:k].tolist()))
         return WordTable(columns, title)
-
-    def save(self, path: str | Path) -> None:
-        """Write one parquet file; a file that is there is replaced only by a finished one."""
-        table = pa.Table.from_pandas(self.rows, preserve_index=False)
-        for name, values in (("words", self.ids), ("scores", self.scores)):
-            cells = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-            table = table.append_column(name, cells)
-        about = {**self.about, "covariance": self.covariance.numpy().tobytes()}
-        with whole_file(path) as part:
-            parquet.write_table(table.replace_schema_metadata(about), part, compression="zstd",
-                                write_page_checksum=True)
 
     def _same(self, word: str) -> list[int]:
         """Ids of all tokens that read like `word`, whatever case and space."""
@@ -186,32 +197,45 @@ class Atlas:
                 and i not in v.special]
         return (text and same) or [v.id(word)]
 
-    def _choose(self, groups: Any, layers: Any, sign: Any) -> np.ndarray:
-        """Mask of the rows in these groups and layers and of this sign (None: all)."""
-        mask = np.ones(len(self.rows), dtype=bool)
-        for column, wanted in (("group", groups), ("layer", layers), ("sign", sign)):
-            if wanted is not None:
-                wanted = list(wanted) if isinstance(wanted, Set | Iterator) else wanted
-                wanted = np.atleast_1d(wanted).tolist()
-                there = self.rows[column].unique().tolist()
-                if missing := [w for w in wanted if w not in there]:
-                    raise ValueError(f"no {column} {missing[0]!r} in this atlas: there are "
-                                     f"{', '.join(map(str, there))}")
-                mask &= self.rows[column].isin(wanted).to_numpy()
-        return mask
+    def _chosen(self, name: str, wanted: Any) -> list:
+        """The groups, layers or signs that are wanted (None: all), in their order here."""
+        there = {"group": self.groups, "layer": self.files.layers, "sign": (1, -1)}[name]
+        if wanted is None:
+            return list(there)
+        wanted = list(wanted) if isinstance(wanted, Set | Iterator) else wanted
+        wanted = np.atleast_1d(wanted).tolist()
+        if missing := [w for w in wanted if w not in there]:
+            raise ValueError(f"no {name} {missing[0]!r} in this atlas: there are "
+                             f"{', '.join(map(str, there))}")
+        return [x for x in there if x in wanted]
 
-    def _show(self, rows: np.ndarray, first: dict[int, list[int]], **values: np.ndarray) -> Hits:
+    def _show(self, rows: np.ndarray, first: np.ndarray | None = None,
+              **values: np.ndarray) -> Hits:
         """The table that searches give, best first; `first`: places of words that lead a list."""
-        chosen = self.rows.iloc[rows]
-        lists = []
-        for row in rows.tolist():
-            order = dict.fromkeys([*sorted(first.get(row, [])), *range(self.ids.shape[1])])
-            ids = [self.ids[row, i] for i in list(order)[:SHOWN]]
-            lists.append(", ".join(self.vocabulary.shown[i] for i in ids))
+        found, lists = self.files.take(rows), []
+        for i, ids in enumerate(found.ids.tolist()):
+            leading = [] if first is None else sorted(p for p in first[i].tolist() if p >= 0)
+            order = list(dict.fromkeys([*leading, *range(len(ids))]))[:SHOWN]
+            lists.append(", ".join(self.vocabulary.shown[ids[place]] for place in order))
+        table = found.table
         return Hits({
-            "name": chosen["name"].astype(str), "group": chosen["group"].astype(str),
-            "layer": chosen["layer"], "sign": chosen["sign"].map(SIGNS), **values,
-            "coherence": chosen["coherence"], "words": lists}, index=chosen.index)
+            "name": table["name"], "group": table["group"], "layer": table["layer"],
+            "sign": table["sign"].map(SIGNS), **values, "coherence": table["coherence"],
+            "words": lists}, index=table.index)
+
+
+def _matches(asked_for: np.ndarray, rows: np.ndarray, ids: np.ndarray,
+             scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows with words that are asked for, (hits,), their places (hits, words), sums (hits,).
+
+    `asked_for` (words, e): which ids mean a word. A list is sorted, so the first place is the
+    best; -1 for a word that a list has not.
+    """
+    there = [word[ids] for word in asked_for]  # (rows, k) each
+    hit = np.flatnonzero(np.any([x.any(1) for x in there], axis=0))
+    places = np.stack([np.where(x[hit].any(1), x[hit].argmax(1), -1) for x in there], 1)
+    best = np.take_along_axis(scores[hit], np.maximum(places, 0), 1).astype("float32")
+    return rows[hit], places, np.where(places >= 0, best, 0).sum(1, dtype="float32")
 
 
 def _flat(words: tuple) -> list[str]:
@@ -223,96 +247,60 @@ def _flat(words: tuple) -> list[str]:
     return flat
 
 
-# ---- files
+# ---- building and loading
 
 
-def read_atlas(path: str | Path, vocabulary: Vocabulary) -> Atlas:
-    """Read what `Atlas.save` wrote; `vocabulary` is the model's.
-
-    Raises ValueError for a damaged or foreign file, an older version or another vocabulary.
-    """
-    try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            about = dict(file.schema_arrow.metadata or {})
-            if about.get(b"version", b"").decode() != VERSION:
-                found = about.get(b"version", b"another kind").decode()
-                raise ValueError(f"{path} is no atlas of version {VERSION}, but of {found}: build "
-                                 "it anew")
-            others = [name for name in file.schema_arrow.names if name not in ("words", "scores")]
-            rows = file.read(others).to_pandas()
-            ids, scores = _lists(file, "words"), _lists(file, "scores")
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or no atlas: {error}") from None
-    pa.default_memory_pool().release_unused()  # what decompression took: as much as the lists
-    C = torch.tensor(np.frombuffer(about.pop(b"covariance", b""), dtype="float32"))
-    about = {key.decode(): value.decode() for key, value in about.items()}
-    if ids.max() >= len(vocabulary):
-        raise ValueError(f"{path} is about more than the {len(vocabulary)} tokens of the "
-                         "vocabulary")
-    d = math.isqrt(len(C))
-    return Atlas(rows, ids, scores, C.reshape(d, d), vocabulary, about)
-
-
-def _lists(file: parquet.ParquetFile, column: str) -> np.ndarray:
-    """A column of lists as an array (rows, k), filled a part at a time: nothing is held twice."""
-    kind, start = file.schema_arrow.field(column).type, 0
-    size = (file.metadata.num_rows, kind.list_size)
-    lists = np.empty(size, kind.value_type.to_pandas_dtype())
-    for batch in file.iter_batches(2**14, columns=[column]):
-        lists[start:start + len(batch)] = batch[0].flatten().to_numpy().reshape(len(batch), -1)
-        start += len(batch)
-    return lists
-
-
-# ---- known models
-
-
-def build_atlas(model: Model, reading: str = "orthogonal", directions: int = 4,
+def build_atlas(model: Model, reading: str = "orthogonal", progress: bool = True,
                 **options: Any) -> Atlas:
-    """Compute the atlas of a model, in memory only: `atlas_lists` takes the `options`."""
-    found = atlas_lists(model, reading=reading, directions=directions, **options)
-    about = {"version": VERSION, "reading": reading, "directions": str(directions)}
-    return Atlas(*found, model.vocabulary, about)
+    """Build the atlas of a model in a temporary folder, which goes when the atlas does.
 
-
-def load_atlas(model: Model | str | Path, reading: str = "orthogonal") -> Atlas:
-    """The atlas of a model, from the cache folder, or built now, with a bar, and kept there.
-
-    `model`: one that is loaded, or its name, which spares loading its weights where the atlas is
-    there already. It is built anew when the weights of the model or of its judge changed. Only
-    known models have a judge. Raises what `load` raises; warns where the cache folder cannot be
-    written. The atlas of a model made here, or untrained, is not kept.
+    `options`: of `Build` (texts, judge, k, directions).
     """
-    loaded = model if isinstance(model, Model) else None
-    if loaded is not None and loaded.source is None:
-        return build_atlas(loaded, reading)
-    name = str(loaded.source if loaded else known_name(model) or model)
-    judge_name, path = JUDGES.get(name), atlas_path(name, reading)
-    wanted = {"model": name, "reading": reading, "judge": judge_name or "", "fingerprint":
-              " ".join(fingerprint(n) for n in (name, judge_name) if n)}
-    if path.is_file():
-        try:
-            atlas = read_atlas(path, loaded.vocabulary if loaded else _vocabulary(name))
-            if wanted.items() <= atlas.about.items():
-                return atlas
-        except (ValueError, OSError):
-            pass  # damaged or of another version: a new one takes its place
-    loaded = loaded or load(name)
-    atlas = build_atlas(loaded, reading, judge=loaded.judge if judge_name else None)
-    atlas.about |= wanted
-    try:
-        atlas.save(path)
-    except OSError as error:
-        warnings.warn(f"the atlas of {name} cannot be kept in {path.parent}, so it is built again "
-                      f"next time: {error}", stacklevel=2)
+    scratch = tempfile.TemporaryDirectory(prefix="atlas-")
+    atlas = _finish(Build(model, scratch.name, reading, **options), progress)
+    weakref.finalize(atlas, scratch.cleanup)
     return atlas
 
 
-def atlas_path(name: str, reading: str = "orthogonal") -> Path:
-    """Where `load_atlas` keeps an atlas, in the cache folder."""
-    return cache_folder() / "atlas" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{reading}.parquet"
+def load_atlas(model: Model | str | Path, reading: str = "orthogonal",
+               texts: Sequence[str] | str | None = None) -> Atlas:
+    """The atlas of a model, from the cache folder, or built now, with a bar, and kept there.
+
+    `model`: one that is loaded, or its name, which spares loading its weights where the atlas is
+    there already. `reading`: of `Model.space`, or "dictionary": keys, W_Q, W_K and W_V are read
+    through the dictionary of their layer, fitted on `texts` (default: embedded reviews), V and W_O
+    through "orthogonal". It is built anew when the weights of the model or of its judge changed,
+    and goes on where a build was cut off. Only known models have a judge. Raises what `load`
+    raises; warns where the cache folder cannot be written. The atlas of a model made here, or
+    untrained, is not kept.
+    """
+    name, reading = source_of(model), as_reading(reading)
+    texts = texts_of(reading, texts)
+    if isinstance(model, Model) and not name:
+        return build_atlas(model, reading, texts=texts)
+    try:
+        vocabulary = model.vocabulary if isinstance(model, Model) else _vocabulary(name)
+        atlas = Atlas(atlas_path(name, reading), vocabulary)
+        if wanted(name, reading, texts).items() <= atlas.about.items():
+            return atlas
+    except (ValueError, FileNotFoundError):
+        pass  # none yet, not whole, damaged or of another version
+    build = known_build(model, reading, texts)
+    try:
+        return _finish(build)
+    except OSError as error:
+        warnings.warn(f"the atlas of {name} cannot be kept in {build.folder.parent}, so it is "
+                      f"built again next time: {error}", stacklevel=2)
+    return build_atlas(build.model, reading, texts=texts, judge=build.judge)
+
+
+def _finish(build: Build, progress: bool = True) -> Atlas:
+    """Build the layers that are missing."""
+    name = build.model.name or "the model"
+    for layer in tqdm(build.missing(), desc=f"atlas of {name}", unit="layer",
+                      disable=not progress):
+        build.layer(layer)
+    return Atlas(build.folder, build.model.vocabulary)
 
 
 def _vocabulary(name: str) -> Vocabulary:

@@ -1,26 +1,35 @@
-"""Building an atlas: the words of every parameter vector of a model, and of its negative.
+"""The lists of an atlas: the words of every parameter vector of a layer, and of its negative.
 
 Which vectors there are: every FF key and value and every subhead (`Parameters.vectors`), and the
-leading singular directions of every head's W_VO and W_QK.
+leading singular directions of every head's W_VO and W_QK. What is written goes through the norm
+behind the block, where a model has one: its gain is folded into V and W_O.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from embspace_helpers.reading.arrays import as_count, one_thread
+from embspace_helpers.reading.factored import FactoredMatrix
 from embspace_helpers.reading.judge import Judge
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.ranking import both_ends
-from embspace_helpers.reading.spaces import Space
+from embspace_helpers.reading.ranking import BLOCK, product_and_ends, top_k
+from embspace_helpers.reading.spaces import READINGS
 
+DICTIONARY = "dictionary"  # readers through their layer's dictionary, writers through F
+WRITTEN = "orthogonal"  # how writers are read then
 JUDGED = 10  # words of a list that its coherence is about
+NUMBERS, LEAST = 2**25, 32  # scores that are held at once, but so many rows at least
 HEAD_GROUPS = ("VO_reads", "VO_writes", "QK_query", "QK_key")
+WRITERS = ("V", "W_O", "VO_writes")
+
+Lists = tuple[pd.DataFrame, np.ndarray, np.ndarray]  # of one group: rows, ids and scores
 
 
 def group_vectors(params: Parameters, group: str, layer: int,
@@ -29,16 +38,121 @@ def group_vectors(params: Parameters, group: str, layer: int,
 
     Beside those of `Parameters.vectors` the groups "VO_reads", "VO_writes" (W_VO = W_V W_O) and
     "QK_query", "QK_key" (W_QK = W_Q W_K.T): `directions` unit vectors for every head, head by
-    head, with the singular values for norms.
+    head, with the singular values for norms. W_O and V have the gain of the norm behind the block.
     """
     if group not in HEAD_GROUPS:
-        x = params.vectors(group, layer)  # (n, d)
+        x = params.vectors(group, layer, fold_norm=group in WRITERS)  # (n, d)
         return x, x.norm(dim=1)
-    matrix = params.W_VO if group.startswith("VO") else params.W_QK
-    triples = [matrix(layer, head).svd(directions) for head in range(params.H)]
+    matrix = _moved if group.startswith("VO") else Parameters.W_QK
+    triples = [matrix(params, layer, head).svd(directions) for head in range(params.H)]
     left = group in ("VO_reads", "QK_query")
     x = torch.cat([triple.U.T if left else triple.Vh for triple in triples])
     return x, torch.cat([triple.S for triple in triples])
+
+
+def _moved(params: Parameters, layer: int, head: int) -> FactoredMatrix:
+    """W_VO with the gain of the norm behind the block, but not of that in front."""
+    return FactoredMatrix(params.W_V(layer, head), params.W_O(layer, head, fold_norm=True))
+
+
+def reading_map(model: Model, group: str, layer: int, reading: str,
+                texts: Sequence[str] | None = None) -> Tensor | None:
+    """The map M (d, d) that a group of vectors is read by; None for the identity.
+
+    `reading`: of `Model.space`, or "dictionary": what reads the stream goes through the dictionary
+    of its layer, fitted on `texts`, and what writes to it through "orthogonal".
+    """
+    if reading != DICTIONARY:
+        return model.space(reading).map
+    if group in WRITERS:
+        return model.space(WRITTEN).map
+    reads = "ff" if group in model.parameters.key_kinds else "attention"
+    return model.dictionaries(texts, reads)[layer].W.T
+
+
+class Lister:
+    """What gives the lists of many vectors x (n, d), and of -x, from one product with E.
+
+    `k` words each, of the kept tokens of `model`; with a `judge` also their coherence. `device`:
+    where the scores are made, which holds a copy of E. Memory: that copy and `NUMBERS` scores.
+    """
+
+    def __init__(self, model: Model, k: int = 20, judge: Judge | None = None,
+                 device: torch.device | str = "cpu"):
+        """Put what the judge knows first, so that its scores stand side by side."""
+        space = model.space("transpose")
+        known = _known(space.keep, k, judge)
+        self.k, self.judge, self.device = k, judge, torch.device(device)
+        order = torch.cat([known.nonzero(), (space.keep & ~known).nonzero()]).squeeze(1)
+        self.judged = int(known.sum())
+        self.ids = order.to(self.device)
+        self.columns = space.E.T[order].to(self.device).T  # (d, kept)
+        self.mean, self.C = (x.to(self.columns) for x in space.moments)
+        self.batch = min(512, max(LEAST, NUMBERS // len(order)))
+        self.room = self.columns.new_empty(self.batch, len(order))
+
+    def lists(self, x: Tensor, map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x.
+
+        Scores are in standard deviations of all the vector's scores, for -x of its negative's;
+        coherence is that of the ten best words which the judge knows, NaN without one.
+        """
+        found = [self._some(part, map) for part in x.detach().split(self.batch)]
+        return tuple(torch.cat(part) for part in zip(*found))
+
+    def _some(self, x: Tensor, map: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        y = x.to(self.device) if map is None else x.to(self.device) @ map.to(self.device)
+        scores, *ends = product_and_ends(y, self.columns, self.room)
+        middle, sd = y @ self.mean, ((y @ self.C) * y).sum(1).clamp_min(0).sqrt()  # (n,)
+        values, places = [], []
+        for sign, end in zip((1, -1), ends):
+            best, place = top_k(scores, self.k, sign > 0, end)
+            values.append(sign * ((best - middle[:, None]) / sd[:, None]).nan_to_num(0, 0, 0))
+            places.append(place)
+        ids = self.ids[torch.stack(places, 1)].int()
+        return ids.cpu(), torch.stack(values, 1).half().cpu(), self._coherence(scores, ends)
+
+    def _coherence(self, scores: Tensor, ends: Sequence[Tensor]) -> Tensor:
+        if self.judge is None:
+            return torch.full((len(scores), 2), torch.nan, device="cpu")
+        scores, best = scores[:, : self.judged], []
+        for sign, end in zip((1, -1), ends):
+            best.append(top_k(scores, JUDGED, sign > 0, end[:, : self.judged // BLOCK])[1])
+        words = self.ids[torch.stack(best, 1)].cpu()  # (n, 2, 10)
+        with one_thread():
+            return self.judge.coherence(words.flatten(0, 1)).unflatten(0, (-1, 2)).float()
+
+
+def layer_lists(model: Model, layer: int, lister: Lister, reading: str = "orthogonal",
+                directions: int = 4, texts: Sequence[str] | None = None) -> Iterator[Lists]:
+    """The rows, ids (rows, k) and scores (rows, k) of every group of a layer, one by one.
+
+    Two rows, +v and -v, for every vector of `group_vectors`.
+    """
+    params = model.parameters
+    for group in groups_of(params):
+        x, norms = group_vectors(params, group, layer, directions)  # (n, d), (n,)
+        found = lister.lists(x, reading_map(model, group, layer, reading, texts))
+        ids, scores, coherence = (part.flatten(0, 1).numpy() for part in found)
+        n, signs = len(norms), np.array([1, -1], dtype="int8")
+        yield pd.DataFrame({
+            "name": np.repeat(_names(params, group, layer, n, directions), 2), "group": group,
+            "layer": np.int16(layer), "index": np.arange(n, dtype="int32").repeat(2),
+            "sign": np.tile(signs, n), "norm": norms.float().cpu().numpy().repeat(2),
+            "coherence": coherence}), ids, scores
+
+
+def groups_of(params: Parameters) -> tuple[str, ...]:
+    """Every group of vectors that an atlas has."""
+    return (*params.groups, *HEAD_GROUPS)
+
+
+def as_reading(reading: str) -> str:
+    """Return the name of a reading that an atlas can have. Raises ValueError for what is none."""
+    plain, there = str(reading).strip().lower(), (*READINGS, DICTIONARY)
+    if plain not in there:
+        raise ValueError(f"no reading {reading!r}: there are {', '.join(there)}")
+    return plain
 
 
 def _names(params: Parameters, group: str, layer: int, n: int, directions: int) -> list[str]:
@@ -49,67 +163,13 @@ def _names(params: Parameters, group: str, layer: int, n: int, directions: int) 
     return [f"L{layer}H{i // size}{letter}{i % size}" for i in range(n)]
 
 
-def word_lists(space: Space, x: Tensor, k: int,
-               judge: Judge | None) -> tuple[Tensor, Tensor, Tensor]:
-    """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x.
-
-    One product with the vocabulary serves all of them. Scores are in standard deviations of all
-    the vector's scores, for -x of its negative's; coherence is that of the ten best words which
-    the judge knows, NaN without one.
-    """
-    scores = space.scores(x)  # (n, e)
-    coherence = torch.full((len(x), 2), torch.nan)
-    if judge is not None:
-        _, index = both_ends(scores[:, judge.ids], JUDGED)
-        with one_thread():
-            coherence = judge.coherence(judge.ids[index].flatten(0, 1)).unflatten(0, (-1, 2))
-    values, ids = both_ends(scores, k, space.dropped)
-    plus, minus = space.standardise(x, values[:, 0]), space.standardise(-x, values[:, 1])
-    return ids.int(), torch.stack([plus, minus], 1).half(), coherence.float()
-
-
-def atlas_lists(model: Model, *, reading: str = "orthogonal", keep: Tensor | None = None,
-                judge: Judge | None = None, k: int = 20, directions: int = 4,
-                progress: bool = True, batch: int = 256,
-                ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, Tensor]:
-    """Compute the lists of all vectors of a model: a table, ids, scores and the covariance.
-
-    Two rows, +v and -v, for every vector of `group_vectors`; see `Atlas` for the four. All are
-    read through the input embedding E by one `reading`, over the tokens in `keep` (default
-    `vocabulary.keep()`); `directions` singular directions a head. Coherence is the `judge`'s (NaN
-    without one). Memory: batch x e numbers over the result.
-    """
-    params, space = model.parameters, model.space(reading, keep)
-    _check(space, k, judge)
-    groups, found, rows = (*params.groups, *HEAD_GROUPS), [], []
-    for layer in tqdm(range(params.L), desc=f"atlas of {model.name or 'the model'}", unit="layer",
-                      disable=not progress):
-        for group in groups:
-            x, norms = group_vectors(params, group, layer, directions)  # (n, d), (n,)
-            rows.append(_frame(params, group, layer, norms, directions))
-            found += [word_lists(space, part, k, judge) for part in x.split(batch)]
-    ids, scores, coherence = (torch.cat(part).flatten(0, 1).numpy() for part in zip(*found))
-    frame = pd.concat(rows, ignore_index=True).assign(coherence=coherence)
-    frame["group"] = pd.Categorical(frame["group"], categories=groups)
-    frame["name"] = frame["name"].astype("category")
-    return frame, ids, scores, space.covariance.float()
-
-
-def _check(space: Space, k: int, judge: Judge | None) -> None:
-    as_count(k, len(space.ids), things="kept tokens")
+def _known(keep: Tensor, k: int, judge: Judge | None) -> Tensor:
+    """Mask (e,) of the kept tokens that the judge knows; ValueError where lists are impossible."""
+    as_count(k, int(keep.sum()), things="kept tokens")
     if judge is None:
-        return
-    if len(judge.keep) != len(space.vocabulary):
-        raise ValueError(f"the vocabulary has {len(space.vocabulary)} tokens, the judge knows of "
+        return torch.zeros_like(keep)
+    if len(judge.keep) != len(keep):
+        raise ValueError(f"the vocabulary has {len(keep)} tokens, the judge knows of "
                          f"{len(judge.keep)}: they belong to different models")
-    as_count(JUDGED, len(judge.ids), "coherence", "words of the judge")
-
-
-def _frame(params: Parameters, group: str, layer: int, norms: Tensor,
-           directions: int) -> pd.DataFrame:
-    """The rows of one group in one layer: each vector twice, + and -."""
-    n, signs = len(norms), np.array([1, -1], dtype="int8")
-    return pd.DataFrame({
-        "name": np.repeat(_names(params, group, layer, n, directions), 2),
-        "group": group, "layer": np.int16(layer), "index": np.arange(n, dtype="int32").repeat(2),
-        "sign": np.tile(signs, n), "norm": norms.float().numpy().repeat(2)})
+    as_count(JUDGED, int((keep & judge.keep).sum()), "coherence", "words of the judge")
+    return keep & judge.keep

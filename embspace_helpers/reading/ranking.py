@@ -1,41 +1,61 @@
-"""The k largest of many scores: exact, and little slower than reading them once."""
+"""The k largest of many scores: exact, and little slower than computing them.
+
+Scores are cut into blocks of columns. The k largest lie in the k blocks with the largest maxima,
+so that only these are sorted; `torch.topk` of everything takes several times as long.
+"""
 
 import torch
 from torch import Tensor
 
 BLOCK = 64
+TILE = 64 * BLOCK  # columns that are multiplied at once: their scores stay in the cache
 
 
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of scores (n, m): values and columns, (n, k), largest first.
+def top_k(scores: Tensor, k: int, largest: bool = True,
+          ends: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of scores (n, m), or smallest: values and columns, (n, k).
 
-    The k largest entries lie in the k blocks of columns with the largest maxima, so only these
-    are sorted; `torch.topk` of everything takes several times as long.
+    The best comes first. `ends` (n, m // BLOCK): the best of every whole block, where known.
     """
     n, m = scores.shape
     blocks = m // BLOCK
     if blocks <= 2 * k:
-        return scores.topk(k, dim=1)
-    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))  # (n, blocks, BLOCK)
-    best = whole.amax(2).topk(k, dim=1).indices  # (n, k)
-    columns = (best[..., None] * BLOCK + torch.arange(BLOCK)).flatten(1)  # (n, k BLOCK)
-    rest = torch.arange(blocks * BLOCK, m).expand(n, -1)
-    columns = torch.cat([columns, rest], dim=1).sort(dim=1).values  # of equals the first column
-    values, index = scores.gather(1, columns).topk(k, dim=1)
+        return scores.topk(k, dim=1, largest=largest)
+    if ends is None:
+        ends = block_ends(scores, largest)
+    best = ends.topk(k, dim=1, largest=largest).indices.sort(dim=1).values  # of equals the first
+    within = torch.arange(BLOCK, device=scores.device)
+    rest = torch.arange(blocks * BLOCK, m, device=scores.device).expand(n, -1)
+    columns = torch.cat([(best[..., None] * BLOCK + within).flatten(1), rest], dim=1)
+    values, index = scores.gather(1, columns).topk(k, dim=1, largest=largest)
     return values, columns.gather(1, index)
 
 
-def both_ends(scores: Tensor, k: int, left_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The k largest of scores (n, m) and of -scores: values (n, 2, k) and columns (n, 2, k).
+def block_ends(scores: Tensor, largest: bool = True) -> Tensor:
+    """The largest, or the smallest, of every whole block of columns: (n, m // BLOCK)."""
+    blocks = scores.shape[1] // BLOCK
+    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))  # (n, blocks, BLOCK)
+    return whole.amax(2) if largest else whole.amin(2)
 
-    `left_out` (r,): columns that do not count; they are overwritten.
+
+def both_ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of scores (n, m) and of -scores: values (n, 2, k) and columns (n, 2, k)."""
+    (high, first), (low, second) = top_k(scores, k), top_k(scores, k, largest=False)
+    return torch.stack([high, -low], 1), torch.stack([first, second], 1)
+
+
+def product_and_ends(x: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores x @ columns (n, m), and the largest and the smallest of their blocks.
+
+    `x` (n, d), `columns` (d, m). The ends cost little, for they are taken a tile at a time, while
+    its scores are in the cache. `out` (at least n, m): memory that the scores are written to.
     """
-    def end() -> tuple[Tensor, Tensor]:
-        if left_out is not None:
-            scores.index_fill_(1, left_out, -torch.inf)
-        found = top_k(scores, k)
-        scores.neg_()
-        return found
-
-    (high, first), (low, second) = end(), end()
-    return torch.stack([high, low], 1), torch.stack([first, second], 1)
+    n, m = len(x), columns.shape[1]
+    scores, (high, low) = out[:n], x.new_empty(2, n, m // BLOCK)
+    for start in range(0, m, TILE):
+        tile = scores[:, start : start + TILE]
+        torch.mm(x, columns[:, start : start + TILE], out=tile)
+        blocks = slice(start // BLOCK, start // BLOCK + tile.shape[1] // BLOCK)
+        if blocks.stop > blocks.start:
+            high[:, blocks], low[:, blocks] = block_ends(tile), block_ends(tile, largest=False)
+    return scores, high, low

@@ -11,7 +11,7 @@ class Atlas:
     """Two groups, and lists that hold "sea" in one of them."""
 
     def __init__(self, groups=("K", "V")):
-        self.rows = pd.DataFrame({"group": pd.Categorical(list(groups))})
+        self.groups = groups
         self.asked = []
 
     def search(self, *words, groups=None, n=10):

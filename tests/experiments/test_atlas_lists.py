@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from tiny_atlases import HEADS, ROWS, vectors_of, worded
-from tiny_models import close, random
+from tiny_atlases import HEADS, ROWS, lists_of, vectors_of, worded
+from tiny_models import close, random, tiny_model
+from torch.nn.functional import normalize
 
+from embspace_helpers.experiments import atlas_lists
 from embspace_helpers.experiments.atlas import build_atlas
-from embspace_helpers.experiments.atlas_lists import HEAD_GROUPS, group_vectors, word_lists
+from embspace_helpers.experiments.atlas_lists import HEAD_GROUPS, JUDGED, Lister, group_vectors
 from embspace_helpers.reading.judge import Judge
+from embspace_helpers.reading.ranking import BLOCK, TILE
 
 # Numbers of an atlas are kept in 32 bits, scores in 16: rounded once, by 6e-8 and by 5e-4.
 FLOAT32, FLOAT16 = 2e-7, 1e-3
@@ -32,7 +35,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def found(model, judge):
-    return build_atlas(model, judge=judge, k=5, directions=2, progress=False)
+    return build_atlas(model, progress=False, judge=judge, k=5, directions=2)
 
 
 def test_head_vectors_are_those_of_W_VO_and_W_QK(model):
@@ -74,50 +77,112 @@ def test_every_vector_has_two_rows(kind, model, found):
 
 
 def test_memory_is_compact(found):
-    assert found.ids.dtype == np.int32 and found.scores.dtype == np.float16
+    ids, scores = lists_of(found)
+    assert ids.dtype == np.int32 and scores.dtype == np.float16
     assert [str(t) for t in found.rows.dtypes] == ["category", "category", "int16", "int32", "int8",
                                                    "float32", "float32"]
 
 
 def test_lists_are_those_of_the_space(model, found, judge):
     space, x = model.space("orthogonal"), vectors_of(model, found)
-    assert found.ids.tolist() == space.top(x, 5)[1].tolist()
+    ids, numbers = lists_of(found)
+    assert ids.tolist() == space.top(x, 5)[1].tolist()
     scores = space.project(x)
     z = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
-    close(found.scores, z.sort(1, descending=True).values[:, :5], FLOAT16)
-    known = space.only(judge.keep)
+    close(numbers, z.sort(1, descending=True).values[:, :5], FLOAT16)
+    known = space.only(judge.keep & space.keep)
     close(found.rows["coherence"], judge.coherence(known.top(x, 10)[1]), FLOAT32)
 
 
 @pytest.mark.parametrize("reading", ["transpose", "pseudo-inverse"])
-def test_other_readings_tokens_judges_and_batches(judge, reading):
-    model, keep = worded(), torch.arange(40) >= 12  # the judge knows others, and not all of these
-    found = build_atlas(model, reading, keep=keep, judge=judge, k=28, directions=1, progress=False,
-                        batch=7)
+def test_other_readings_judges_and_batches(judge, reading, monkeypatch):
+    model = worded()
+    monkeypatch.setattr(atlas_lists, "NUMBERS", 1)  # the fewest rows at once
+    monkeypatch.setattr(atlas_lists, "LEAST", 7)
+    found = build_atlas(model, reading, progress=False, judge=judge, k=28, directions=1)
+    ids, _ = lists_of(found)
     assert (found.rows["group"] == "VO_reads").sum() == 12
-    rows = found.rows["group"] == "V"
+    rows = (found.rows["group"] == "V").to_numpy()
     assert rows.sum() == 80
     values = [model.parameters.V(layer) for layer in (0, 1)]
     x = torch.cat([torch.stack([v, -v]) for v in torch.cat(values)])
-    assert found.ids[rows].tolist() == model.space(reading, keep).top(x, 28)[1].tolist()
-    known = model.space(reading, judge.keep)
+    space = model.space(reading)
+    assert ids[rows].tolist() == space.top(x, 28)[1].tolist()
+    known = space.only(judge.keep & space.keep)
     close(found.rows["coherence"][rows], judge.coherence(known.top(x, 10)[1]), FLOAT32)
 
 
 def test_lists_of_a_vector_and_of_its_negative(judge):
     model = worded()
     space, x = model.space("centred"), random(3, 12, seed=7)
-    ids, scores, coherence = word_lists(space, x, 4, judge)
+    ids, scores, coherence = Lister(model, 4, judge).lists(x, space.map)
     assert ids.shape == scores.shape == (3, 2, 4) and coherence.shape == (3, 2)
     for side, vectors in enumerate((x, -x)):
         values, best = space.top(vectors, 4)
         assert ids[:, side].tolist() == best.tolist()
         close(scores[:, side], space.standardise(vectors, values), FLOAT16)
-    assert word_lists(space, x, 4, None)[2].isnan().all()
+    assert Lister(model, 4).lists(x)[2].isnan().all()
+
+
+def test_lists_of_many_tokens_tile_by_tile(twin):
+    space, judge = twin.space("orthogonal"), twin.judge
+    assert len(space.ids) > TILE and len(judge.ids) > 2 * JUDGED * BLOCK
+    x = twin.parameters.V(3)[:50]
+    ids, scores, coherence = Lister(twin, 20, judge).lists(x, space.map)
+    known = space.only(judge.keep & space.keep)
+    for side, vectors in enumerate((x, -x)):
+        best = space.standardise(vectors, space.top(vectors, 20)[0])
+        close(scores[:, side], best, FLOAT16)
+        there = space.scores(vectors).gather(1, ids[:, side].long())  # of the words themselves
+        close(space.standardise(vectors, there), best, 1e-4)
+        expected = judge.coherence(known.top(vectors, 10)[1])
+        assert ((coherence[:, side] - expected).abs() < 1e-5).float().mean() > 0.95  # ties
+
+
+def test_nothing_is_made_on_another_device_than_the_weights(twin):
+    """Whatever is made without a device named would be on "meta", and could not be computed."""
+    x, map, judge = twin.parameters.V(3)[:9], twin.space("orthogonal").map, twin.judge
+    expected = Lister(twin, 4, judge).lists(x, map)
+    with torch.device("meta"):
+        found = Lister(twin, 4, judge).lists(x, map)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_dictionaries_read_what_reads_and_F_what_writes(kind):
+    model, texts = tiny_model(kind), ["1 2 3 4 5", "7 8 9 1 5 20 21 22 3", "30 31 32 3 4 11 12"]
+    found = build_atlas(model, "dictionary", progress=False, texts=texts, k=5, directions=2)
+    ids, _ = lists_of(found)
+    params = model.parameters
+    for group in found.groups:
+        rows = ((found.rows["group"] == group) & (found.rows["layer"] == 1)
+                & (found.rows["sign"] == 1)).to_numpy()
+        x = group_vectors(params, group, 1, 2)[0]
+        if group in ("V", "W_O", "VO_writes"):
+            space = model.space("orthogonal")
+        else:
+            space = model.dictionary(1, texts, "ff" if group in params.key_kinds else "attention")
+        assert ids[rows].tolist() == space.top(x, 5)[1].tolist()
+    with pytest.raises(ValueError, match="the dictionary is another in every layer"):
+        found.like(torch.ones(params.d), model)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "olmo2"])
+def test_what_is_written_goes_through_the_norm_behind_the_block(kind):
+    """A unit of a neuron or of a subhead moves the stream along its vector, up to its size."""
+    model, params = worded(kind), worded(kind).parameters
+    for group, block, n in (("V", "ff", params.d_ff), ("W_O", "attention", params.H * params.d_h)):
+        added = params.written(block, 1, torch.eye(n, dtype=params.E.dtype))  # (n, d), each normed
+        vectors = group_vectors(model.parameters, group, 1)[0]
+        close(normalize(vectors, dim=1), normalize(added, dim=1))
+        raw = normalize(params.vectors(group, 1), dim=1)
+        assert (raw - normalize(added, dim=1)).abs().max() > 0.01
+    reads, writes = (group_vectors(params, group, 1, 1) for group in ("VO_reads", "VO_writes"))
+    dense = params.fold_written(params.W_V(1, 0) @ params.W_O(1, 0), params.attention_post_norm(1))
+    close(reads[0][0] @ dense, writes[1][0] * writes[0][0])
 
 
 def test_without_a_judge_there_is_no_coherence():
-    found = build_atlas(worded(), k=5, directions=2, progress=False)
+    found = build_atlas(worded(), progress=False, k=5, directions=2)
     assert found.rows["coherence"].isna().all()
 
 
@@ -125,16 +190,17 @@ def test_a_zero_vector_scores_zero():
     model = worded()
     with torch.no_grad():
         model.parameters.V(0)[3] = 0
-    found = build_atlas(model, k=5, directions=1, progress=False)
-    rows = found.rows.query("group == 'V' and layer == 0 and index == 3").index
-    assert (found.scores[rows] == 0).all() and (found.scores[rows - 2] != 0).all()
-    assert np.isfinite(found.scores).all()
+    found = build_atlas(model, progress=False, k=5, directions=1)
+    rows, (_, scores) = found.rows.query("group == 'V' and layer == 0 and index == 3").index, (
+        lists_of(found))
+    assert (scores[rows] == 0).all() and (scores[rows - 2] != 0).all()
+    assert np.isfinite(scores).all()
     value = found.like(torch.ones(12), model, n=40, groups="V", layers=0)
     assert value["correlation"].iloc[-1] == 0
 
 
 def test_the_bar_can_be_switched_off(capsys):
-    build_atlas(worded(), k=2, directions=1, progress=False)
+    build_atlas(worded(), progress=False, k=2, directions=1)
     assert capsys.readouterr().err == ""
     build_atlas(worded(), k=2, directions=1)
     assert "2/2" in capsys.readouterr().err
@@ -145,12 +211,11 @@ def test_errors_of_building(judge):
     few = Judge(random(8, 40), torch.arange(1, 10), size=40)
     other = Judge(random(8, 40), torch.arange(1, 20), size=50)
     for options, message in (
-            ({"k": 0}, "k = 0, but .* between 1 and the 37 kept tokens"),
+            ({"k": 0}, "k = 0, but it must be at least 1"),
             ({"k": 38}, "k = 38, but .* between 1 and the 37 kept tokens"),
-            ({"judge": few}, "coherence = 10, but .* the 9 words of the judge"),
+            ({"judge": few}, "coherence = 10, but .* the 8 words of the judge"),
             ({"judge": other}, "has 40 tokens, the judge knows of 50: .* different models"),
-            ({"keep": torch.ones(30, dtype=torch.bool)}, r"a mask of shape \(40,\), .* \(30,\)"),
-            ({"reading": "pca"}, "no reading 'pca'"),
-            ({"directions": 5}, "n = 5, but .* the 4 singular directions")):
+            ({"reading": "pca"}, "no reading 'pca': .* orthogonal, dictionary"),
+            ({"directions": 5}, "directions = 5, but .* the 4 singular directions of a head")):
         with pytest.raises(ValueError, match=message):
             build_atlas(model, progress=False, **options)

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from tiny_models import random
+from tiny_models import close, random
 
-from embspace_helpers.reading.ranking import BLOCK, both_ends, top_k
+from embspace_helpers.reading.ranking import (
+    BLOCK,
+    TILE,
+    block_ends,
+    both_ends,
+    product_and_ends,
+    top_k,
+)
 
 SIZES = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 40 * BLOCK, 40 * BLOCK + 17, 41 * BLOCK - 1]
 
@@ -76,20 +83,22 @@ def test_both_ends_are_the_largest_and_the_smallest(m, make):
     assert torch.equal(scores.gather(1, columns[:, 1]), -values[:, 1])
 
 
-@pytest.mark.parametrize("m", [20, 40 * BLOCK + 17])
-def test_columns_left_out_stand_at_neither_end(m):
-    scores, left_out = random(3, m), torch.tensor([0, 3, 7, m - 1])
-    scores[:, 3], scores[:, 7] = 99, -99
-    counted = torch.ones(m, dtype=torch.bool).index_fill(0, left_out, False)
-    values, columns = both_ends(scores.clone(), 5, left_out)
-    assert not torch.isin(columns, left_out).any()
-    assert torch.equal(values[:, 0], scores[:, counted].topk(5).values)
-    assert torch.equal(values[:, 1], (-scores[:, counted]).topk(5).values)
-
-
-def test_scores_that_count_are_given_back_as_they_were():
+def test_scores_are_given_back_as_they_were():
     scores = random(3, 400)
     given = scores.clone()
-    both_ends(given, 5, torch.tensor([2]))
-    counted = torch.arange(400) != 2
-    assert torch.equal(given[:, counted], scores[:, counted])
+    both_ends(given, 5)
+    assert torch.equal(given, scores)
+
+
+@pytest.mark.parametrize("m", [9, BLOCK, TILE, TILE + 5, 2 * TILE + 3 * BLOCK + 5])
+def test_products_tile_by_tile_know_the_ends_of_their_blocks(m):
+    x, columns = random(3, 12), random(m, 12, seed=1).T
+    scores, high, low = product_and_ends(x, columns, torch.empty(4, m, dtype=x.dtype))
+    close(scores, x @ columns)
+    assert high.shape == low.shape == (3, m // BLOCK)
+    assert torch.equal(high, block_ends(scores)) and torch.equal(low, block_ends(scores, False))
+    k = min(m, 20)
+    for largest, ends in ((True, high), (False, low)):
+        values, places = top_k(scores, k, largest, ends)
+        assert torch.equal(values, scores.topk(k, largest=largest).values)
+        assert torch.equal(scores.gather(1, places), values)
