@@ -21,14 +21,14 @@ def top_k(scores: Tensor, k: int, largest: bool = True,
     blocks = m // BLOCK
     if blocks <= 2 * k:
         return scores.topk(k, dim=1, largest=largest)
-    if ends is None:
-        ends = block_ends(scores, largest)
-    best = ends.topk(k, dim=1, largest=largest).indices.sort(dim=1).values  # of equals the first
-    within = torch.arange(BLOCK, device=scores.device)
-    rest = torch.arange(blocks * BLOCK, m, device=scores.device).expand(n, -1)
-    columns = torch.cat([(best[..., None] * BLOCK + within).flatten(1), rest], dim=1)
-    values, index = scores.gather(1, columns).topk(k, dim=1, largest=largest)
-    return values, columns.gather(1, index)
+    ends = block_ends(scores, largest) if ends is None else ends
+    best = ends.topk(k, dim=1, largest=largest).indices.sort(dim=1).values  # (n, k)
+    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    rows = torch.arange(n, device=scores.device)[:, None]
+    found = torch.cat([whole[rows, best].flatten(1), scores[:, blocks * BLOCK :]], dim=1)
+    values, place = found.topk(k, dim=1, largest=largest)  # columns ascend: of equals the first
+    starts = torch.cat([best, best.new_full((n, 1), blocks)], dim=1) * BLOCK  # the rest is last
+    return values, starts.gather(1, place // BLOCK) + place % BLOCK
 
 
 def block_ends(scores: Tensor, largest: bool = True) -> Tensor:
