@@ -8,6 +8,7 @@ group of vectors is a row group: what a search does not ask for is not read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,22 +54,22 @@ def write_layer(path: Path, groups: Iterable[tuple[pd.DataFrame, np.ndarray, np.
 
     Each is a table of rows, ids (rows, k) and scores (rows, k). `about`: what the layer is of.
     """
-    with whole_file(path) as part:
-        writer = None
-        try:
-            for rows, *lists in groups:
-                table = pa.Table.from_pandas(rows, preserve_index=False)
-                for name, x in zip(LISTS, lists):
-                    cells = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
-                    table = table.append_column(name, cells)
-                if writer is None:
-                    writer = parquet.ParquetWriter(
-                        part, table.schema.with_metadata(dict(about)), compression="zstd",
-                        use_dictionary=list(TABLE), write_page_checksum=True)
-                writer.write_table(table, row_group_size=max(len(table), 1))
-        finally:
-            if writer is not None:
-                writer.close()
+    tables = (_as_table(*group) for group in groups)
+    first = next(tables)
+    schema = first.schema.with_metadata(dict(about))
+    with whole_file(path) as part, parquet.ParquetWriter(
+            part, schema, compression="zstd", use_dictionary=list(TABLE),
+            write_page_checksum=True) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table, row_group_size=len(table))
+
+
+def _as_table(rows: pd.DataFrame, ids: np.ndarray, scores: np.ndarray) -> pa.Table:
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    for name, x in zip(LISTS, (ids, scores)):
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
+        table = table.append_column(name, cells)
+    return table
 
 
 def about_layer(path: Path) -> dict[str, str]:
@@ -77,7 +78,8 @@ def about_layer(path: Path) -> dict[str, str]:
         found = parquet.read_metadata(path).metadata or {}
     except (pa.ArrowException, OSError):
         return {}
-    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
+    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+            for key, value in found.items() if key != b"ARROW:schema"}
 
 
 def missing_layers(folder: str | Path, about: Mapping[str, str]) -> list[int]:
