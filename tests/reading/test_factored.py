@@ -1,4 +1,4 @@
-"""Factored matrices and their largest entries against the dense matrix, in float64."""
+"""Factored matrices against the dense matrix, in float64."""
 
 import itertools
 import re
@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_models import Sizes, close, dense_best, random
 
-from embspace_helpers.reading import factored
-from embspace_helpers.reading.factored import FactoredMatrix, largest_entries
+from embspace_helpers.reading.factored import FactoredMatrix
+from embspace_helpers.reading.largest import largest_entries
 
 D, R = 6, 3  # d and r
 SHAPES = [(12, 12, 4), (12, 9, 4), (9, 12, 4), (5, 12, 7), (7, 3, 5), (1, 4, 1)]  # m, n, r
@@ -275,24 +275,6 @@ def test_a_matrix_is_not_taken_apart_by_accident():
 # ---- largest entries
 
 
-def check(A, B, k, *, smallest=False, skip=None, block=512):
-    left_out = None
-    if skip is not None:
-        left_out = (skip[0][:, None] == skip[1]) & (skip[0] >= 0)[:, None]
-    scores, rows, columns = largest_entries(A, B, k, smallest=smallest, skip=skip, block=block)
-    expected, places = dense_best(A @ B.T, k, smallest, left_out)
-    close(scores, expected)
-    assert list(zip(rows.tolist(), columns.tolist())) == places
-
-
-@pytest.mark.parametrize("smallest", [False, True])
-@pytest.mark.parametrize("block", [1, 3, 7, 10, 512])
-def test_against_dense_whatever_the_block(block, smallest):
-    A, B = random(20, R), random(31, R, seed=1)
-    for k in (1, 2, 17, 20 * 31):
-        check(A, B, k, smallest=smallest, block=block)
-
-
 def test_a_matrix_knows_its_largest_entries(W):
     count = W.shape[0] * W.shape[1]
     for smallest, k in itertools.product((False, True), {1, count}):
@@ -300,121 +282,3 @@ def test_a_matrix_knows_its_largest_entries(W):
         assert all(map(torch.equal, found, largest_entries(W.left, W.right.T, k, block=3,
                                                            smallest=smallest)))
         close(found[0], dense_best(dense(W), k, smallest)[0])
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("k", [1, 10, 300])
-def test_rows_of_very_different_length(k, seed):
-    """Most blocks are never computed here; not one entry may be missed for it."""
-    lengths = torch.logspace(2, -2, 60, dtype=torch.float64)
-    mixed = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
-    A, B = random(60, R, seed=seed) * lengths[mixed, None], random(60, R, seed=9) * lengths[:, None]
-    for smallest in (False, True):
-        check(A, B, k, smallest=smallest, block=4)
-
-
-def test_only_blocks_that_can_matter_are_computed(monkeypatch):
-    computed, product = [], factored._product
-    monkeypatch.setattr(factored, "_product", lambda *args: computed.append(1) or product(*args))
-    even = torch.nn.functional.normalize(random(100, R))
-    check(even, even, 5, block=10)
-    assert len(computed) == 100
-    computed.clear()
-    check(even * torch.logspace(0, -3, 100)[:, None], even, 5, block=10)
-    assert 10 <= len(computed) <= 30
-
-
-@pytest.mark.parametrize("smallest", [False, True])
-@pytest.mark.parametrize("block", [2, 5, 512])
-def test_ties_by_row_then_column(block, smallest):
-    generator = torch.Generator().manual_seed(0)
-    A, B = (torch.randint(-2, 3, (n, 2), generator=generator).double() for n in (23, 18))
-    for k in (1, 5, 40, 200, 23 * 18):
-        check(A, B, k, smallest=smallest, block=block)
-        check(A, B, min(k, 300), smallest=smallest, block=block,
-              skip=(torch.arange(23) % 7, torch.arange(18) % 7))
-
-
-def test_all_entries_alike(monkeypatch):
-    """Equal entries that come too late are not even looked at."""
-    seen, add = [], factored._Best.add
-    monkeypatch.setattr(factored._Best, "add",
-                        lambda self, new, places: seen.append(len(new)) or add(self, new, places))
-    for A in (torch.zeros(30, R), torch.ones(30, R)):
-        check(A, A, 70, block=4)
-        assert sum(seen) < 300  # of 900
-        seen.clear()
-
-
-@pytest.mark.parametrize("block", [3, 8, 512])
-@pytest.mark.parametrize("classes", [1.5, 4, 12])
-def test_left_out_entries(classes, block):
-    rows, columns = (random(20, seed=2) * classes).long(), (random(15, seed=3) * classes).long()
-    assert (rows < 0).any() and (columns < 0).any()
-    A, B = random(20, R), random(15, R, seed=1)
-    shared = int(((rows[:, None] == columns) & (rows >= 0)[:, None]).sum())
-    assert shared > 0
-    for smallest, k in itertools.product((False, True), (1, 30, 20 * 15 - shared)):
-        check(A, B, k, smallest=smallest, skip=(rows, columns), block=block)
-    with pytest.raises(ValueError, match=f"k = {301 - shared}, but .* between 1 and the "
-                                         rf"{300 - shared} entries there are \({shared} are left"):
-        largest_entries(A, B, 301 - shared, skip=(rows, columns))
-
-
-def test_a_left_out_diagonal_that_is_best_everywhere():
-    A = torch.nn.functional.normalize(random(50, D))
-    B = torch.nn.functional.normalize(A + 1e-3 * random(50, D, seed=1))  # with A, (i, j) = (j, i)
-    assert (A @ B.T).argmax(1).tolist() == list(range(50))
-    labels = torch.arange(50)
-    check(A, B, 20, skip=(labels, labels), block=8)
-
-
-def test_float32_is_within_rounding_of_float64():
-    A, B = random(200, 32).float(), random(150, 32, seed=1).float()
-    exact, sizes = A.double() @ B.double().T, A.double().abs() @ B.double().abs().T
-    rounding = 32 * 2**-24 * sizes.max().item()  # 32 products and sums, whatever their order
-    expected, places = dense_best(exact, 51)
-    assert (expected[:-1] - expected[1:]).min() > 2 * rounding  # so that the order is certain
-    scores, rows, columns = largest_entries(A, B, 50, block=64)
-    assert scores.dtype == torch.float32
-    close(scores, expected[:50], rounding)
-    assert list(zip(rows.tolist(), columns.tolist())) == places[:50]
-
-
-def test_factors_are_left_alone_and_need_no_gradient():
-    A, B = random(9, R).requires_grad_(), random(8, R, seed=1)
-    before = A.detach().clone(), B.clone()
-    scores, _, _ = largest_entries(A, B, 3, smallest=True)
-    assert not scores.requires_grad
-    assert torch.equal(A, before[0]) and torch.equal(B, before[1])
-
-
-@pytest.mark.parametrize("make", [random, torch.zeros])
-def test_no_tensor_is_larger_than_a_few_blocks(make):
-    block, k = 64, 20
-    for n in (200, 1000):
-        A = make(n, R)
-        with Sizes() as sizes:
-            largest_entries(A, A, k, block=block, skip=(torch.arange(n), torch.arange(n)))
-            FactoredMatrix(A, A.T).moments()
-        assert block**2 <= sizes.largest <= 2 * block**2 + k
-    assert sizes.largest < n**2 / 100
-
-
-def test_errors_of_largest_entries():
-    A, B = random(5, R), random(4, R)
-    for wrong in (random(4, R + 1), random(R), random(2, 4, R)):
-        with pytest.raises(ValueError, match=re.escape(f"got (5, 3) and {tuple(wrong.shape)}")):
-            largest_entries(A, wrong, 1)
-    for k, limits in ((0, "at least 1"), (-1, "at least 1"), (1.5, "a whole number, at least 1"),
-                      (21, "between 1 and the 20 entries there are")):
-        with pytest.raises(ValueError, match=f"^k = {k}, but it must be {limits}$"):
-            largest_entries(A, B, k)
-    for value in (torch.nan, torch.inf):
-        damaged = B.clone()
-        damaged[1, 2] = value
-        for pair in ((A, damaged), (damaged, A)):
-            with pytest.raises(ValueError, match="factors have NaN or infinite"):
-                largest_entries(*pair, 1)
-    with pytest.raises(ValueError, match=r"shapes \(4,\) and \(4,\), expected \(5,\) and \(4,\)"):
-        largest_entries(A, B, 1, skip=(torch.arange(4), torch.arange(4)))
