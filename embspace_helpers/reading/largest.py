@@ -38,8 +38,9 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
     _check_factors(A, B)
     k, labels = as_count(k, name="k"), _labels(skip, len(A), len(B))
     _check_k(k, *labels)
-    B, best = -B if smallest else B, _Best(k, len(B))
+    B = -B if smallest else B
     screen = _Screen(A, B, block)
+    best = _Best(k, len(B), screen.floor(k, labels) * screen.unit)
     for bound, size, first, x, y in screen.pairs():
         least = best.least / screen.unit
         if bound < least or (bound == least and first > best.last):  # equal, but too late
@@ -48,7 +49,7 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
         products = screen.products(x, y, size, least, margin)
         if products is not None:
             places = screen.A.order[x], screen.B.order[y]
-            found = _candidates(products, places, labels, least - margin, k, margin)
+            found = _candidates(products, places, labels, least - margin)
             for i, j in zip(*(side.split(CHUNK) for side in found)):
                 best.add((A[i].double() * B[j].double()).sum(1).to(A.dtype), i, j)
     return -best.scores if smallest else best.scores, best.places // len(B), best.places % len(B)
@@ -57,10 +58,11 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
 class _Best:
     """The k best scores so far and their places, row * n + column; of equals the first places."""
 
-    def __init__(self, k: int, n: int):
+    def __init__(self, k: int, n: int, floor: float):
+        """Begin with a score that at least k entries have."""
         self.k, self.n = k, n
         self.scores, self.places = torch.empty(0), torch.empty(0, dtype=torch.long)
-        self.least, self.last = -torch.inf, torch.inf  # the k-th best score and its place
+        self.least, self.last = floor, torch.inf  # the k-th best score and its place
 
     def add(self, scores: Tensor, rows: Tensor, columns: Tensor) -> None:
         """Take in more scores, in any order."""
@@ -123,6 +125,16 @@ class _Screen:
         for *known, pair in zip(*(column[order].tolist() for column in columns)):
             yield *known, *divmod(pair, len(self.B.blocks))
 
+    def floor(self, k: int, labels: tuple[Tensor, Tensor]) -> float:
+        """What at least k entries reach, by some of the longest rows; -inf if these have not k."""
+        A, B = self.A.blocks[0][:len(self.A.blocks[0]) // 8 + 1], self.B.blocks[0]
+        rows, columns = self.A.order[0][:len(A)], self.B.order[0]
+        products = (A @ B.T)[labels[0][rows][:, None] != labels[1][columns]]
+        if len(products) < k:
+            return -torch.inf
+        size = (self.A.longest[0] * self.B.longest[0]).item()
+        return products.topk(k).values[-1].item() - 2 * (self.slack + self.fine * size)
+
     def products(self, x: int, y: int, size: float, least: float, margin: float) -> Tensor | None:
         """The products of two blocks in float32; None if none of them can reach `least`."""
         rough = self.slack + self.rough * size
@@ -135,17 +147,15 @@ class _Screen:
 
 
 def _candidates(products: Tensor, places: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor],
-                least: float, k: int, margin: float) -> tuple[Tensor, Tensor]:
-    """Rows and columns, (c,), of a block's entries from `least` on that may be among the k best.
+                least: float) -> tuple[Tensor, Tensor]:
+    """Rows and columns, (c,), of a block's entries from `least` on.
 
-    `places`: which row of A and of B each of its rows and columns is. `margin`: how far an entry
-    can be off.
+    `places`: which row of A and of B each of its rows and columns is.
     """
-    at = (products >= least).nonzero().unbind(1)
-    scores, rows, columns = products[at], places[0][at[0]], places[1][at[1]]
+    some = (products.amax(1) >= least).nonzero().squeeze(1)
+    at, j = (products[some] >= least).nonzero().unbind(1)
+    rows, columns = places[0][some[at]], places[1][j]
     allowed = labels[0][rows] != labels[1][columns]
-    if allowed.sum() > k:  # k of them are at least so good
-        allowed &= scores >= scores[allowed].topk(k).values[-1] - 2 * margin
     return rows[allowed], columns[allowed]
 
 
@@ -178,8 +188,7 @@ def _balance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, float, float]:
         T2 = torch.linalg.inv(T).T
         off = torch.eye(len(T), dtype=T.dtype) - T @ T2.T
     slack = (off.norm() / (T.norm() * T2.norm())).item() + 4 * len(T) * 2.0**-53
-    sizes = [scale * (M.norm().item() * _longest(X, scale) or 1.0)
-             for M, X, scale in zip((T, T2), (A, B), scales)]
+    sizes = [len(T)**0.5 * scale * M.norm().item() for M, scale in zip((T, T2), scales)]
     return T / sizes[0], T2 / sizes[1], sizes[0] * sizes[1], slack
 
 
@@ -189,10 +198,6 @@ def _root(X: Tensor, scale: float) -> Tensor:
     C = some.T @ some
     ridge = 1e-8 * C.trace().item() / len(C) or 1.0
     return torch.linalg.cholesky(C + ridge * torch.eye(len(C), dtype=C.dtype))
-
-
-def _longest(X: Tensor, scale: float) -> float:
-    return max((part.double() / scale).norm(dim=1).max().item() for part in X.split(CHUNK))
 
 
 def _product(A: Tensor, B: Tensor, buffer: Tensor) -> Tensor:
