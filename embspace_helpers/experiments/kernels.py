@@ -18,6 +18,7 @@ from embspace_helpers.reading.shared_tokens import shared_tokens
 
 NEEDS = {"embeddings": "the two embedding matrices alone",
          "own text": "text that the classifier's language model writes itself",
+         "random tokens": "both models run on tokens drawn at random, as often as they occur",
          "unlabelled": "reviews without labels, one model at a time",
          "paired": "both models' states of the same reviews, without labels"}
 
@@ -34,7 +35,7 @@ class Translation:
         if states.shape[-1] != len(self.matrix):
             raise ValueError(f"states of size {states.shape[-1]} and a kernel for size "
                              f"{len(self.matrix)}: they belong to different hosts")
-        return states @ self.matrix.to(states.dtype) + self.offset.to(states.dtype)
+        return states @ self.matrix.to(states) + self.offset.to(states)
 
 
 def common_embeddings(host: Model, guest: Model) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,8 +78,9 @@ def solve(E: Tensor, weights: Tensor, target: Tensor, chunk: int = 4096) -> Tens
 
     Sums run in float64 over chunks of columns: exact enough, without copies of E in it.
     """
-    left = torch.zeros(len(E), len(E), dtype=torch.float64)
-    right = torch.zeros(len(E), len(target), dtype=torch.float64)
+    left = E.new_zeros(len(E), len(E), dtype=torch.float64)
+    right = E.new_zeros(len(E), len(target), dtype=torch.float64)
+    weights = weights.to(E.device)
     for e, w, t in zip(E.split(chunk, 1), weights.split(chunk), target.split(chunk, 1)):
         weighted = e.double() * w.double()
         left += weighted @ e.double().T
@@ -88,7 +90,7 @@ def solve(E: Tensor, weights: Tensor, target: Tensor, chunk: int = 4096) -> Tens
 
 
 def _plain(matrix: Tensor) -> Translation:
-    return Translation(matrix.float(), torch.zeros(matrix.shape[1]))
+    return Translation(matrix.float(), matrix.new_zeros(matrix.shape[1], dtype=torch.float32))
 
 
 # ---------------------------------------------------------------- with states
@@ -109,20 +111,25 @@ def matched(kernel: Translation, host_states: Tensor, guest_states: Tensor) -> T
     return Translation(matrix.float(), offset.float())
 
 
-def fitted(host_states: Tensor, guest_states: Tensor, ridge: float = 1e-4) -> Translation:
+def fitted(host_states: Tensor, guest_states: Tensor, ridge: float = 1e-4,
+           chunk: int = 4096) -> Translation:
     """The affine map of least squares between paired states, (n, d_B) onto (n, d_A).
 
-    `ridge` is a share of the host states' mean variance. Raises ValueError for unpaired states.
+    Sums run in float64 over chunks of states. `ridge` is a share of the host states' mean
+    variance. Raises ValueError for unpaired states.
     """
     if len(host_states) != len(guest_states):
         raise ValueError(f"{len(host_states)} states of the host and {len(guest_states)} of the "
                          "guest: they must be of the same positions, pair by pair")
-    X, Y = host_states.double(), guest_states.double()
-    X, Y, x, y = X - X.mean(0), Y - Y.mean(0), X.mean(0), Y.mean(0)
-    gram = X.T @ X
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    x, y = (states.mean(0, dtype=torch.float64) for states in (host_states, guest_states))
+    gram, cross = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))
+    for X, Y in zip(host_states.split(chunk), guest_states.split(chunk)):
+        X = X - x  # in float64
+        gram += X.T @ X
+        cross += X.T @ (Y - y)
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
     with one_thread():
-        matrix = torch.linalg.solve(gram, X.T @ Y)
+        matrix = torch.linalg.solve(gram, cross)
     return Translation(matrix.float(), (y - x @ matrix).float())
 
 
@@ -139,4 +146,5 @@ def shuffled_kernel(host: Model, guest: Model, seed: int = 0) -> Translation:
 def random_kernel(like: Translation, seed: int = 0) -> Translation:
     """A kernel of independent normal entries with the Frobenius norm of `like`'s."""
     drawn = torch.randn(like.matrix.shape, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn.to(like.matrix)
     return Translation(drawn * like.matrix.norm() / drawn.norm(), torch.zeros_like(like.offset))

@@ -27,11 +27,11 @@ def token_noise(found: Iterable[Stream]) -> Iterator[Stream]:
         for i, x in s.states.items():
             codes = torch.randn(int(s.ids.max()) + 1, x.shape[-1],
                                 generator=torch.Generator().manual_seed(i))
-            states[i] = _alike(codes[s.ids], x, s.mask)
+            states[i] = _alike(codes[s.ids.cpu()], x, s.mask)
         yield replace(s, states=states)
 
 
 def _alike(drawn: Tensor, states: Tensor, mask: Tensor) -> Tensor:
     """Normal numbers with the mean and spread that the states have over all their positions."""
     real = states[mask.bool()]
-    return real.mean(0) + drawn * real.std(0)
+    return real.mean(0) + drawn.to(real.device) * real.std(0)

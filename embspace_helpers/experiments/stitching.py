@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from embspace_helpers.reading.sources import DATA
 
 STITCHING = DATA / "stitching.csv"
 LAST = 3  # layers of the classifier that go with its head, as in the paper
+ALL = -1  # in place of a layer: all of them, see `side_by_side`
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Stream:
     """The stream of one batch of texts: `states[l]` (b, positions, d), for the layers asked for.
 
     `texts` (b,): which texts these are. `ids` and `mask` (b, positions): their tokens, padded.
+    All but `texts` lie where the host does, on the processor or a GPU.
     """
 
     texts: Tensor
@@ -60,7 +62,7 @@ def streams(host: Model, tokens: Sequence[Sequence[int]], layers: Iterable[int] 
         rows = [tokens[i] for i in chosen]
         with _keep_streams(p, wanted, kept):
             run(host, rows)
-        ids, mask = padded(rows)
+        ids, mask = (x.to(next(host.model.parameters()).device) for x in padded(rows))
         yield Stream(chosen, ids, mask, {i: kept[i] for i in wanted})
 
 
@@ -86,6 +88,16 @@ def _keep_streams(p: Any, layers: Sequence[int], kept: dict[int, Tensor]) -> Ite
     finally:
         for handle in handles:
             handle.remove()
+
+
+def side_by_side(found: Iterable[Stream]) -> Iterator[Stream]:
+    """Streams with one more layer, `ALL`: the states of all that are there, (b, positions, sum d).
+
+    A translation of it, of shape (sum d, d_A), reads all layers of the host at once.
+    """
+    for s in found:
+        yield replace(s, states=s.states | {
+            ALL: torch.cat([s.states[i] for i in sorted(s.states)], dim=-1)})
 
 
 def positions(found: Iterable[Stream], layer: int) -> Tensor:
@@ -209,16 +221,11 @@ def margins(found: Iterable[Stream], n: int, classifiers: Sequence[Classifier] |
         for key, (layer, translation) in translations.items():
             states = translation(stream.states[layer])
             for row, classifier in zip(table[key], many):
-                row[stream.texts] = margin(classifier, states, stream.mask, last).float()
+                row[stream.texts] = margin(classifier, states, stream.mask, last).float().cpu()
     return table
 
 
-# ---------------------------------------------------------------- without labels
-
-
-def zero_point(own: Tensor, stitched: Tensor) -> Tensor:
-    """What to take off stitched margins (..., n) so that their mean is that of `own` (..., m)."""
-    return stitched.mean(-1, keepdim=True) - own.mean(-1, keepdim=True)
+# ---------------------------------------------------------------- what is made of it
 
 
 def pairs_right(margins: Tensor, praise: Tensor) -> Tensor:
@@ -229,42 +236,6 @@ def pairs_right(margins: Tensor, praise: Tensor) -> Tensor:
     """
     high, low = margins[..., praise], margins[..., ~praise]  # (..., p), (..., q)
     return (high[..., :, None] > low[..., None, :]).float().mean((-2, -1))
-
-
-@torch.no_grad()
-def likelihood(guest: Model, found: Iterable[Stream], layer: int, translation: Translation,
-               last: int = LAST, ids: Tensor | None = None) -> float:
-    """Mean log-likelihood of the next token (nats), by the stitched *language model*; no label.
-
-    `guest` is the pretrained model A. `ids` (e_B,): A's id of every token of the host, -1 where
-    there is none (it does not count then); default: the two vocabularies are one.
-    """
-    total, count = 0.0, 0
-    for stream in found:
-        states = run_from(guest, translation(stream.states[layer]), stream.mask, last)
-        gold = stream.ids if ids is None else ids[stream.ids]
-        there = stream.mask[:, 1:].bool() & (gold[:, 1:] >= 0)
-        logits = (states[:, :-1][there] @ guest.parameters.E_out.to(states.dtype)).float()
-        gold = gold[:, 1:][there]
-        total += -nn.functional.cross_entropy(logits, gold, reduction="sum").item()
-        count += len(gold)
-    return total / count
-
-
-@torch.no_grad()
-def own_text(model: Model, n: int = 128, length: int = 128, seed: int = 0) -> list[list[int]]:
-    """Rows of tokens (n, length) that a language model writes itself, sampled as it predicts.
-
-    It begins with its start token, which is left out of what is returned.
-    """
-    inner = as_model(model).model
-    start = torch.full((n, 1), inner.config.bos_token_id)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        rows = inner.generate(start, attention_mask=torch.ones_like(start), do_sample=True,
-                              max_new_tokens=length, min_new_tokens=length, top_k=0,
-                              pad_token_id=inner.config.bos_token_id, use_cache=True)
-    return rows[:, 1:].tolist()
 
 
 def displacement_only(classifier: Classifier, before: Model) -> Classifier:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+KINDS = {"GPT-2": "tied embeddings, no dropout, erf GELU",
+         "GPT-NeoX": "untied embeddings, rotary positions on a quarter of each head, parallel "
+                     "blocks, no dropout, erf GELU"}
 CARD = """---
 license: mit
 language: en
@@ -15,11 +18,11 @@ pipeline_tag: text-generation
 ---
 # {name}
 
-A small language model of movie reviews with GPT-2's architecture, made for the course *Analyzing
-Transformers in embedding space*: to be read, not to be used. {parameters:.1f} M parameters:
-d = {r.d}, {r.layers} layers, {r.heads} heads, {r.vocabulary} tokens in the vocabulary (byte-level
-BPE), {r.context} positions, tied embeddings, no dropout, erf GELU. Seed {r.seed}. Weights in
-float16.
+A small language model of movie reviews with {r.architecture}'s architecture, made for the course
+*Analyzing Transformers in embedding space*: to be read, not to be used. {parameters:.1f} M
+parameters: d = {r.d}, {r.layers} layers, {r.heads} heads, {r.vocabulary} tokens in the vocabulary
+(byte-level BPE), {r.context} positions, {kind}. Seed {r.seed}.
+Weights in float16.
 
 | | |
 | --- | --- |
@@ -75,7 +78,7 @@ def model_card(name: str, parameters: int, data: dict[str, Any], log: dict[str, 
                      f"| {p['held_out_loss']:.3f} | {math.exp(p['held_out_loss']):.1f} |"
                      for p in curve)
     return CARD.format(
-        name=name, r=recipe, parameters=parameters / 1e6,
+        name=name, r=recipe, kind=KINDS[recipe.architecture], parameters=parameters / 1e6,
         epochs=f"{recipe.epochs:g} epoch" + "s" * (recipe.epochs != 1),
         tokens=curve[-1]["tokens"] / 1e6, epoch=len(data["train"]) / 1e6,
         minutes=log["seconds"] / 60, machine=machine, torch=torch.__version__.split("+")[0],

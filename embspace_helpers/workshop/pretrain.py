@@ -2,8 +2,8 @@
 
     python -m embspace_helpers.pretrain twin-a --data stanfordnlp/imdb --out build/twin-a
 
-The models have GPT-2's architecture (tied embeddings, no dropout, erf GELU) and share one
-byte-level BPE vocabulary. For their texts see `corpus`.
+Most have GPT-2's architecture (tied embeddings, no dropout, erf GELU); `untied-u` has GPT-NeoX's,
+as Pythia. All share one byte-level BPE vocabulary. For their texts see `corpus`.
 """
 
 import argparse
@@ -21,7 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from embspace_helpers.classroom.reviews import HUB_NAME
 from embspace_helpers.reading.files import whole_file
@@ -36,6 +43,7 @@ class PretrainRecipe:
     """All that decides the weights: two runs of one recipe on one machine are equal."""
 
     seed: int
+    architecture: str = "GPT-2"  # or "GPT-NeoX"
     d: int = 192
     layers: int = 6
     heads: int = 3
@@ -53,6 +61,7 @@ RECIPES = {
     "twin-a": PretrainRecipe(seed=1),
     "twin-b": PretrainRecipe(seed=2),
     "wide-w": PretrainRecipe(seed=3, d=256, layers=8, heads=4, epochs=1.0, learning_rate=2e-3),
+    "untied-u": PretrainRecipe(seed=4, architecture="GPT-NeoX"),
 }
 
 
@@ -82,18 +91,29 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def new_model(recipe: PretrainRecipe) -> GPT2LMHeadModel:
-    """Return the untrained model of a recipe (GPT-2's initialisation, from the recipe's seed)."""
-    config = GPT2Config(
-        vocab_size=recipe.vocabulary, n_positions=recipe.context, n_embd=recipe.d,
-        n_layer=recipe.layers, n_head=recipe.heads, activation_function="gelu",
-        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-    )
+def new_model(recipe: PretrainRecipe) -> PreTrainedModel:
+    """Return the untrained model of a recipe (its class's initialisation, from the seed)."""
+    kind: type[PreTrainedModel]
+    if recipe.architecture == "GPT-NeoX":
+        config, kind = GPTNeoXConfig(
+            vocab_size=recipe.vocabulary, max_position_embeddings=recipe.context,
+            hidden_size=recipe.d, num_hidden_layers=recipe.layers, intermediate_size=4 * recipe.d,
+            num_attention_heads=recipe.heads, tie_word_embeddings=False, use_parallel_residual=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0,
+                             "partial_rotary_factor": 0.25},
+            bos_token_id=0, eos_token_id=0,
+        ), GPTNeoXForCausalLM
+    else:
+        config, kind = GPT2Config(
+            vocab_size=recipe.vocabulary, n_positions=recipe.context, n_embd=recipe.d,
+            n_layer=recipe.layers, n_head=recipe.heads, activation_function="gelu",
+            embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        ), GPT2LMHeadModel
     with seeded(recipe.seed):
-        return GPT2LMHeadModel(config)
+        return kind(config)
 
 
-def new_optimizer(model: GPT2LMHeadModel, recipe: PretrainRecipe, device: str) -> torch.optim.AdamW:
+def new_optimizer(model: PreTrainedModel, recipe: PretrainRecipe, device: str) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -130,7 +150,7 @@ def rate_at(step: int, total: int, recipe: PretrainRecipe) -> float:
     return recipe.learning_rate * min(warm, 1.0, (total - step) / max(1, total - begin))
 
 
-def loss_of(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
+def loss_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Mean next-token cross-entropy in nats of a batch of shape (batch, context)."""
     with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (batch, context - 1, e)
@@ -138,7 +158,7 @@ def loss_of(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRecipe,
+def held_out_loss(model: PreTrainedModel, stream: np.ndarray, recipe: PretrainRecipe,
                   device: str) -> float:
     """Mean next-token loss in nats over the held-out stream, in pieces of `context` tokens."""
     model.eval()
@@ -149,7 +169,7 @@ def held_out_loss(model: GPT2LMHeadModel, stream: np.ndarray, recipe: PretrainRe
     return sum(losses) / len(rows)
 
 
-def train(model: GPT2LMHeadModel, data: dict[str, Any], recipe: PretrainRecipe, out: Path,
+def train(model: PreTrainedModel, data: dict[str, Any], recipe: PretrainRecipe, out: Path,
           device: str, micro: int, checkpoint_every: int = 100, stop_at: int | None = None,
           compiled: bool = False) -> dict[str, Any]:
     """Train up to the recipe's epochs (or `stop_at` steps); resumes from `out`/checkpoint.pt.
@@ -188,7 +208,7 @@ def train(model: GPT2LMHeadModel, data: dict[str, Any], recipe: PretrainRecipe, 
     return log
 
 
-def take_step(model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, parts: tuple[Tensor, ...],
+def take_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, parts: tuple[Tensor, ...],
               rate: float, recent: Tensor, loss_fn: Callable[..., Tensor] = loss_of) -> None:
     """One step on a batch, given in `parts` (micro, context); its loss is added to `recent` ()."""
     for group in optimizer.param_groups:
@@ -212,7 +232,7 @@ def log_entry(log: dict[str, Any], recipe: PretrainRecipe, recent: float,
             "held_out_loss": round(held_out, 4), "seconds": round(log["seconds"])}
 
 
-def save_checkpoint(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer,
+def save_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
                     log: dict[str, Any]) -> None:
     """Write model, optimizer and log, whole or not at all."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
@@ -220,7 +240,7 @@ def save_checkpoint(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.O
         torch.save(state, part)
 
 
-def resume(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer,
+def resume(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
            recipe: PretrainRecipe, total: int, device: str, tokens: int) -> dict[str, Any]:
     """Load a checkpoint into model and optimizer; returns its log.
 
@@ -246,7 +266,7 @@ def resume(path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer,
 # ---------------------------------------------------------------- what is left behind
 
 
-def write_folder(out: Path, name: str, model: GPT2LMHeadModel, data: dict[str, Any],
+def write_folder(out: Path, name: str, model: PreTrainedModel, data: dict[str, Any],
                  log: dict[str, Any], device: str) -> None:
     """Write a `from_pretrained` folder: float16 weights, tokenizer, token counts, model card.
 
@@ -257,7 +277,7 @@ def write_folder(out: Path, name: str, model: GPT2LMHeadModel, data: dict[str, A
     counts = np.bincount(data["train"], minlength=model.config.vocab_size).tolist()
     (out / "token_counts.json").write_text(json.dumps(counts))
     (out / "training_log.json").write_text(json.dumps(log))
-    half = GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32).to(device)
+    half = type(model).from_pretrained(out, dtype=torch.float32).to(device)
     recipe = PretrainRecipe(**log["recipe"])
     final = held_out_loss(half, data["held_out"], recipe, device)
     sample = sample_text(half.to("cpu"), data["tokenizer"])
@@ -270,11 +290,11 @@ def write_folder(out: Path, name: str, model: GPT2LMHeadModel, data: dict[str, A
         file.chmod(0o644)
 
 
-def sample_text(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast,
+def sample_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
                 prompt: str = "This movie", tokens: int = 80) -> str:
     """Generate up to `tokens` tokens by top-50 sampling, seed 0, with a model on the CPU."""
     ids = tokenizer(prompt, return_tensors="pt")
-    tokens = min(tokens, model.config.n_positions - ids["input_ids"].shape[1])
+    tokens = min(tokens, model.config.max_position_embeddings - ids["input_ids"].shape[1])
     with seeded(0):
         out = model.eval().generate(**ids, max_new_tokens=tokens, do_sample=True, top_k=50,
                                     pad_token_id=0)

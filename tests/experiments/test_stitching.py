@@ -9,21 +9,19 @@ from embspace_helpers import Model, capture
 from embspace_helpers.experiments.classifiers import Classifier, predict
 from embspace_helpers.experiments.kernels import Translation, embedding_kernel
 from embspace_helpers.experiments.stitching import (
+    ALL,
     common_ends,
     displacement_only,
-    likelihood,
     margin,
     margins,
-    own_text,
     paired_states,
     pairs_right,
     positions,
     run_from,
+    side_by_side,
     stitch,
     streams,
-    zero_point,
 )
-from embspace_helpers.reading.activations import padded
 
 TEXTS = ["1 2 3 4 5", "6 7", "9 9 9 8"]
 
@@ -54,6 +52,14 @@ def test_only_the_layers_asked_for_are_kept(kind):
     (found,) = streams(model, tokens, [1])
     assert set(found.states) == {1}
     assert found.mask.sum(1).tolist() == sorted(map(len, tokens))
+
+
+def test_all_layers_stand_side_by_side():
+    model = tiny_model("gpt2")
+    (found,) = side_by_side(streams(model, model.tokens(TEXTS), [2, 0]))
+    close(positions([found], ALL), torch.cat([positions([found], i) for i in (0, 2)], -1))
+    first = Translation(torch.cat([torch.eye(12), torch.zeros(12, 12)]), torch.zeros(12))
+    close(first(found.states[ALL]), found.states[0])
 
 
 def test_a_model_stitched_to_itself_is_the_classifier(kind):
@@ -121,25 +127,11 @@ def test_padding_does_not_count():
     close(margin(classifier, states, mask, 1), margin(classifier, states[:, :3], mask[:, :3], 1))
 
 
-def test_the_zero_point_moves_the_mean():
-    own, stitched = random(2, 50), 3 * random(2, 70, seed=1) + 4
-    moved = stitched - zero_point(own, stitched)
-    close(moved.mean(1), own.mean(1))
-    close(moved - moved.mean(1, keepdim=True), stitched - stitched.mean(1, keepdim=True))
-
-
 def test_pairs_right_do_not_depend_on_zero():
     found, praise = random(2, 60), random(60, seed=1) > 0.3
     for row, share in zip(found, pairs_right(found, praise)):
         close(share, roc_auc_score(praise, row), 1e-6)
     assert torch.equal(pairs_right(found + 9, praise), pairs_right(found, praise))
-
-
-def test_a_model_writes_text_of_its_own():
-    model = Model(tiny("gpt2").float(), tiny_model("gpt2").tokenizer)
-    found = own_text(model, 5, 7, seed=1)
-    assert [len(row) for row in found] == [7] * 5 and max(map(max, found)) < 40
-    assert found == own_text(model, 5, 7, seed=1) != own_text(model, 5, 7, seed=2)
 
 
 def test_only_the_displacement_is_left():
@@ -151,29 +143,6 @@ def test_only_the_displacement_is_left():
     close(found[1].mlp.c_fc.weight, moved)
     assert not found[0].mlp.c_fc.weight.any() and found[1].mlp.c_fc.bias.any()
     assert not torch.equal(block.mlp.c_fc.weight, moved)  # a copy was changed
-
-
-def test_likelihood_is_that_of_the_language_model():
-    model = tiny_model("gpt2")
-    tokens = model.tokens(TEXTS)
-    found = likelihood(model, streams(model, tokens, batch=2), 1, identity(12), last=1)
-    ids, mask = padded(tokens)
-    with torch.no_grad():
-        scores = model.model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-    expected = [scores[i, t, ids[i, t + 1]] for i, row in enumerate(tokens)
-                for t in range(len(row) - 1)]
-    close(found, torch.stack(expected).mean(), 1e-6)
-
-
-def test_tokens_of_the_host_that_the_guest_lacks_do_not_count():
-    model = tiny_model("gpt2")
-    tokens = model.tokens(["1 2 3 4 5"])
-    ids = torch.arange(40)
-    ids[[3, 5]] = -1
-    found = likelihood(model, streams(model, tokens), 1, identity(12), last=1, ids=ids)
-    with torch.no_grad():
-        scores = model.model(torch.tensor(tokens)).logits[0].log_softmax(-1)
-    close(found, (scores[0, tokens[0][1]] + scores[2, tokens[0][3]]) / 2, 1e-6)
 
 
 def test_places_where_tokens_of_both_end():

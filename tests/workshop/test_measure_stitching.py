@@ -1,6 +1,6 @@
 """The command that measures stitches, on tiny models and made-up reviews."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -19,9 +19,10 @@ from embspace_helpers.experiments.classifiers import (
 from embspace_helpers.experiments.kernels import embedding_kernel
 from embspace_helpers.experiments.stitching import stitch
 from embspace_helpers.workshop import measure_stitching as command
+from embspace_helpers.workshop import stitching_recipes
 
-SIZES = {"FIT": 8, "ZERO": 4, "JUDGED": 4, "WRITTEN": 3, "CHUNK": 12, "SWEPT_ON": 6,
-         "CONTROLS_ON": 8}
+SIZES = {"CHUNK": 12, "SWEPT_ON": 6, "CONTROLS_ON": 8}
+TEXTS = {"FIT": 8, "ZERO": 4, "JUDGED": 4, "WRITTEN": 3, "DRAWN": 4}
 RECIPE = Recipe(free_layers=2, epochs=1, batch=8, length=40)
 
 
@@ -53,16 +54,18 @@ def small(folders):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SIZES.items():
             patch.setattr(command, name, value)
-        patch.setattr(command, "own_text", lambda model, n: [[5, 6, 7, 8]] * n)
-        patch.setattr(command, "other_task", lambda name, data, path: other)
+        for name, value in TEXTS.items():
+            patch.setattr(stitching_recipes, name, value)
+        patch.setattr(stitching_recipes, "own_text", lambda model, n: [[5, 6, 7, 8]] * n)
+        patch.setattr(command, "other_task", lambda name, data, path, device: other)
         yield
 
 
-def run(folders, out, n=24, files=None):
+def run(folders, out, n=24, files=None, parts="parts", more=()):
     host, known, data = folders
     arguments = [*map(str, files or known), "--hosts", str(host), "--data", str(data), "--reviews",
-                 str(n), "--parts", str(out / "parts"), "--out", str(out / "table.csv")]
-    command.main(arguments)
+                 str(n), "--parts", str(out / parts), "--out", str(out / "table.csv")]
+    command.main([*arguments, *more])
     return pd.read_csv(out / "table.csv")
 
 
@@ -134,3 +137,32 @@ def test_first_person_is_counted_in_words():
     texts = ["I saw it.", "It is seen.", "Mine? I me my myself. " + "x " * 99]
     frame = pd.DataFrame({"text": texts})
     assert command.first_person(frame).tolist() == [True, False, True]
+
+
+def test_some_recipes_alone_renew_their_rows(folders, tmp_path, table):
+    table.to_csv(tmp_path / "table.csv", index=False)
+    more = ["--kinds", "chosen", "--recipes", "fitted, all layers", "paper"]
+    found = run(folders, tmp_path, 12, parts="again", more=more)
+    assert len(found) == len(table)
+    asked = (found["kind"] == "chosen") & found["recipe"].isin(("fitted, all layers", "paper"))
+    assert (found.loc[asked, "reviews"] == 12).all() and asked.sum() == 4
+    old = pd.concat([table, found[~asked]]).drop_duplicates(keep=False)
+    assert set(old["recipe"]) == {"fitted, all layers", "paper"}  # all others are as they were
+
+
+def test_parts_of_another_size_are_refused(folders, tmp_path, capsys):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "host+guest+500+000.csv").touch()
+    with pytest.raises(SystemExit):
+        run(folders, tmp_path)
+    assert "parts of chunks of another size" in capsys.readouterr().err
+
+
+def test_a_host_of_another_vocabulary(folders, tmp_path):
+    _, files, data = folders
+    words = tiny_folder(tmp_path / "words", replace(TINY, vocabulary=280), scale=7)
+    table = run((words, files, data), tmp_path, 12)
+    rows = table[(table["kind"] == "chosen") & (table["host"] == "words")]
+    assert {"paper", "fitted", "fitted, all layers"} <= set(rows["recipe"])
+    assert not rows["recipe"].str.contains("random").any()
+    assert rows["likelihood"].notna().all() and rows["right"].between(0, 12).all()
