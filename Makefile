@@ -20,7 +20,7 @@ TOOLS := $(VENV)/.tools
 WORKERS ?= $(if $(COVERAGE),0,2)
 FILES_APART = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help lab run test notebooks doctor atlases lint test-machines memory lock clean
+.PHONY: help lab run test notebooks doctor atlases lint test-machines memory bench lock clean
 
 define check_python
 @command -v $(PYTHON) > /dev/null || \
@@ -40,6 +40,7 @@ help:
 	@echo "make lint           ruff on all code and notebooks, mypy on the helper"
 	@echo "make test-machines  hold the notebooks' results on other numbers of threads"
 	@echo "make memory         hold the notebooks within Binder's memory"
+	@echo "make bench          measure speed and memory, write the README's table"
 	@echo "make lock           write $(LOCK) anew (TORCH=version to change torch)"
 	@echo "make clean          remove the environment and all that was built"
 
@@ -74,6 +75,9 @@ test-machines: atlases
 
 memory: atlases
 	$(PY) -m embspace_helpers.binder_memory
+
+bench: $(READY)
+	$(PY) tests/benchmarks/run.py $(BENCH)
 
 $(PACKAGES): pyproject.toml $(LOCK) $(INSTALL)
 	$(check_python)

@@ -12,9 +12,8 @@ On a busy one, OMP_NUM_THREADS=1 and the processor's seconds tell more than the 
 import argparse
 import multiprocessing
 import tempfile
-import time
-from pathlib import Path
 
+import measuring
 import torch
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -67,13 +66,6 @@ def products(rows, E, tile):
             torch.mm(y, E[:, start : start + tile], out=out[: len(y), start : start + tile])
 
 
-def seconds(task, *arguments):
-    """Seconds that a task takes: on the clock, and of the processor."""
-    start = time.perf_counter(), time.process_time()
-    task(*arguments)
-    return time.perf_counter() - start[0], time.process_time() - start[1]
-
-
 def build(model, judge, reading, texts, layers):
     """Build so many layers of the atlas, into files."""
     with tempfile.TemporaryDirectory() as folder:
@@ -82,20 +74,11 @@ def build(model, judge, reading, texts, layers):
             job.layer(layer)
 
 
-def memory_of_this_process(kind):
-    """Memory in MB, now ("VmRSS") or at the peak ("VmHWM"); Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1000
-
-
 def measure_memory(name, layers, results):
     """Put how far the peak, in MB, lies above a model with its space and its judge."""
     model, judge = made(name, layers)
     model.space("orthogonal").covariance  # noqa: B018
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = memory_of_this_process("VmRSS")
-    build(model, judge, "orthogonal", None, layers)
-    results.put(memory_of_this_process("VmHWM") - before)
+    results.put(measuring.memory(build, model, judge, "orthogonal", None, layers))
 
 
 def memory(name, layers):
@@ -107,14 +90,14 @@ def memory(name, layers):
 
 
 def compare(name, reading, options):
-    """Print seconds and their ratio."""
+    """Print seconds and their ratio; return those of the processor, and how many vectors."""
     model, judge = made(name, options.layers)
     texts = texts_of(reading, None)
     rows, E = vectors(model, reading, texts, options.layers), model.parameters.E
     model.space("orthogonal").moments  # noqa: B018
     tasks = [(products, rows, E, E.shape[1]), (products, rows, E, TILE),
              (build, model, judge, reading, texts, options.layers)]
-    times = [[seconds(*task) for task in tasks] for _ in range(options.repeat)]
+    times = [[measuring.seconds(*task) for task in tasks] for _ in range(options.repeat)]
     wall, cpu = ([min(run[i][j] for run in times) for i in range(3)] for j in range(2))
     print(f"{name}, {reading}: {sum(map(len, rows)):,} vectors of {options.layers} layers, d = "
           f"{model.parameters.d}, e = {model.parameters.e:,}, {torch.get_num_threads()} threads, "
@@ -123,6 +106,7 @@ def compare(name, reading, options):
         print(f"{what:29}{wall[i]:8.1f} s on the clock {cpu[i]:8.1f} s of the processor")
     print(f"{'ratio to the faster products':29}{wall[2] / min(wall[:2]):8.2f}"
           f"                {cpu[2] / min(cpu[:2]):8.2f}")
+    return cpu, sum(map(len, rows))
 
 
 def main():
@@ -135,11 +119,13 @@ def main():
     parser.add_argument("--readings", nargs="*", default=["orthogonal"])
     options = parser.parse_args()
     for name in options.names:
-        for reading in options.readings:
-            compare(name, reading, options)
+        found = {reading: compare(name, reading, options) for reading in options.readings}
         peaks = [memory(name, layers) for layers in (1, options.layers)]
         print(f"peak beyond the model, of 1 and of {options.layers} layers: "
               f"{peaks[0]:,.0f} MB and {peaks[1]:,.0f} MB")
+        for reading, (cpu, n) in found.items():
+            measuring.report("atlas", f"{name}, {n:,} vectors, {reading}", cpu[2],
+                             against=min(cpu[:2]), goal="≤ 1.2", mb=peaks[-1])
 
 
 if __name__ == "__main__":
