@@ -10,7 +10,7 @@ from tiny_reviews import TINY, WORDS, imdb_folder, reviews, tiny_folder
 
 from embspace_helpers import load, load_reviews
 from embspace_helpers.experiments.controls import mixtures
-from embspace_helpers.experiments.readability import coherence, random_control
+from embspace_helpers.experiments.readability import DICTIONARIES, coherence, random_control
 from embspace_helpers.reading.dictionaries import dictionary_space, fit_dictionaries
 from embspace_helpers.reading.judge import JUDGES
 from embspace_helpers.workshop import measure_dictionaries
@@ -88,3 +88,18 @@ def test_held_out_words_fit_nothing_and_only_they_are_listed(name, monkeypatch):
 def test_documentation_is_text():
     found = documentation()
     assert len(found) > 50 and min(map(len, found)) > 300 and "\n" not in found[0]
+
+
+def test_the_file_says_what_notebook_02_says_of_layers():
+    """The first layer's dictionary serves no middle layer, middle ones serve each other."""
+    table = pd.read_csv(DICTIONARIES).query("experiment == 'layer of the dictionary'")
+    table = table[table["reading"] == "dictionary"].astype({"setting": int})
+    for name, last in (("twin-a", 5), ("smollm2", 21)):
+        one = table[(table["model"] == name) & table["layer"].between(1, last)]
+        own = one[one["setting"] == one["layer"]]["vectors"].mean()
+        near = one[one["setting"].between(1, last) & (one["setting"] != one["layer"])]
+        assert own - near["vectors"].mean() < 0.03
+        assert own > 1.8 * one[one["setting"] == 0]["vectors"].mean()
+    read = table[table["vectors"] > 0.2]
+    level = read[read["vectors"] < read["mixtures"] + 0.05]
+    assert level[["model", "setting", "layer"]].values.tolist() == [["smollm2", 18, 18]]
