@@ -92,7 +92,7 @@ def sources() -> dict[str, str]:
 def third_party() -> dict[str, set[str]]:
     """Packages that the project imports, each with the places that do."""
     distributions, local = packages_distributions(), {"embspace_helpers", "tests"}
-    local |= {path.stem for path in (ROOT / "tests").glob("*.py")}
+    local |= {path.stem for path in (ROOT / "tests").rglob("*.py")}
     found: dict[str, set[str]] = {}
     for where, source in sources().items():
         for module in imported(source, where) - local - set(sys.stdlib_module_names):
