@@ -26,9 +26,9 @@ def largest_entries(A: Tensor, B: Tensor, k: int, *, smallest: bool = False,
     """The k largest (or smallest) entries of A @ B.T, for A (m, r) and B (n, r): exact.
 
     Returns scores, rows and columns, each (k,), best first; of equal scores the one in the smaller
-    row, then column, comes first. A score is the sum in float64, rounded to A's type: the same on
-    every machine. `skip`, integer labels (m,) and (n,), leaves out the entries (i, j) with equal
-    labels (a negative label leaves out nothing).
+    row, then column, comes first. A score is the sum in float64, rounded to A's type. `skip`,
+    integer labels (m,) and (n,), leaves out the entries (i, j) with equal labels (a negative label
+    leaves out nothing).
 
     Blocks (block, block) whose largest score cannot reach the k-th best so far are not computed;
     those that promise most come first. Extra memory: two copies of each factor and a few
@@ -189,7 +189,7 @@ def _balance(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, float, float]:
         off = torch.eye(len(T), dtype=T.dtype) - T @ T2.T
     slack = (off.norm() / (T.norm() * T2.norm())).item() + 4 * len(T) * 2.0**-53
     sizes = [len(T)**0.5 * scale * M.norm().item() for M, scale in zip((T, T2), scales)]
-    return T / sizes[0], T2 / sizes[1], sizes[0] * sizes[1], slack
+    return T / sizes[0], T2 / sizes[1], max(sizes[0] * sizes[1], 5e-324), slack
 
 
 def _root(X: Tensor, scale: float) -> Tensor:

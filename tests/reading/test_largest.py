@@ -205,6 +205,11 @@ def test_numbers_beyond_float32(sizes):
     close(scores / (expected[0] or 1), expected / (expected[0] or 1))
 
 
+def test_numbers_whose_products_vanish_in_float64():
+    A = random(60, R) * 1e-200
+    assert largest_entries(A, A, 5, block=7)[0].tolist() == [0] * 5
+
+
 @pytest.mark.parametrize("r", [1, 4, 64])
 @pytest.mark.parametrize("scale", [1, 1e6])
 def test_products_are_off_by_less_than_the_margins(r, scale):
