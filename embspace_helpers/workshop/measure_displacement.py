@@ -37,7 +37,7 @@ from embspace_helpers.experiments.displacement import (
 )
 from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.reading.arrays import one_thread
-from embspace_helpers.reading.model import load
+from embspace_helpers.reading.model import Model, load
 from embspace_helpers.reading.sources import DATA
 from embspace_helpers.reading.vocabulary import valence
 
@@ -47,13 +47,17 @@ RANKS = (1, 2, 4, 8, 16)
 class Measured:
     """One classifier of a file, beside the model it was made from."""
 
-    def __init__(self, file: Path):
-        """Load both."""
+    def __init__(self, file: Path, before: Model | None = None):
+        """Load both, or the classifier only; what was frozen then takes no memory of its own."""
         facts = read_facts(file)
         self.name, self.seed = facts["model"], facts["recipe"]["seed"]
         self.shuffled = facts["recipe"].get("shuffled_labels", False)
         self.classifier = load_classifier(self.name, path=file)
-        self.before, self.after = load(self.name), self.classifier.model
+        self.before, self.after = before or load(self.name), self.classifier.model
+        old = dict(self.before.model.base_model.named_parameters())
+        for name, weight in self.after.model.named_parameters():
+            if name in old and torch.equal(weight, old[name]):
+                weight.data = old[name].data
         p = self.before.parameters
         self.layers = range(p.L - facts["recipe"]["free_layers"], p.L)
         self.space, self.ratings = sentiment_space(self.before), valence(self.before.vocabulary)
@@ -74,15 +78,22 @@ def separation_table(classifiers: Sequence[Measured]) -> pd.DataFrame:
     random start, size its separation with its sign.
     """
     rows, chance = [], {}
+    pretrained: dict[tuple[str, str, int], float] = {}  # the same for all classifiers of a model
     for one in tqdm(classifiers, desc="separation", unit="classifier"):
         if one.name not in chance:
             lucky = random_directions(2000, one.before.parameters.d)
             chance[one.name] = separation(one.space, one.ratings, lucky)  # (2000,)
         others = [x for x in classifiers if x is not one
                   and (x.name, x.shuffled) == (one.name, one.shuffled)]
-        for group, layer in product(one.before.parameters.groups, range(one.before.parameters.L)):
-            rows.append(one.facts() | {"group": group, "layer": layer} | _row(
-                one, others, group, layer, chance[one.name]))
+        p = one.before.parameters
+        for group, layer in product(p.groups, range(p.L)):
+            if (key := (one.name, group, layer)) not in pretrained:
+                old = p.vectors(group, layer)
+                pretrained[key] = separating(one.space, one.ratings, old,
+                                             chance[one.name]).mean().item()
+            rows.append(one.facts() | {"group": group, "layer": layer,
+                                       "pretrained": pretrained[key]}
+                        | _row(one, others, group, layer, chance[one.name]))
         rows.append(one.facts() | {"group": "head", "layer": one.before.parameters.L}
                     | _head_row(one, others, chance[one.name]))
     return pd.DataFrame(rows)
@@ -100,14 +111,12 @@ def _head_row(one: Measured, others: Sequence[Measured], chance: Tensor) -> dict
 
 
 def _row(one: Measured, others: Sequence[Measured], group: str, layer: int, chance: Tensor) -> dict:
-    old = one.before.parameters.vectors(group, layer)
-    row = {"pretrained": separating(one.space, one.ratings, old, chance).mean().item()}
     if layer not in one.layers:
-        return row
+        return {}
     moved = displacement(one.after, one.before, group, layer)
     found = separation(one.space, one.ratings, moved)
-    row["separating"] = share_above(found.abs(), chance.abs()).mean().item()
-    row["size"] = found.abs().mean().item()
+    row = {"separating": share_above(found.abs(), chance.abs()).mean().item(),
+           "size": found.abs().mean().item()}
     with one_thread():
         spectrum = torch.linalg.eigvalsh(moved.T @ moved)
     row["first"] = (spectrum[-1] / spectrum.sum()).item()
