@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from embspace_helpers.experiments.alignment import hungarian
+from embspace_helpers.experiments.alignment import WRITERS, hungarian
 from embspace_helpers.experiments.overlap import MEAN
 from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.reading.files import whole_file
@@ -71,17 +71,17 @@ def of_displacement(table: pd.DataFrame) -> Figures:
 
 
 def of_alignment(table: pd.DataFrame) -> Figures:
-    """How many layers the Hungarian match puts on the diagonal."""
-    found = {}
-    for group in GROUPS:
-        said = []
-        for reading in ("transpose", "feature space"):
-            rows = table[(table["group"] == group) & (table["reading"] == reading)]
-            means = rows.pivot(index="layer_a", columns="layer_b", values="mean")
-            match = hungarian(torch.tensor(means.to_numpy()))
-            said.append(f"{match.hits} of {len(means)}")
-        found[f"{group}, layers on the diagonal"] = (said[0], said[1])
-    return found
+    """How many layers the Hungarian match puts on the diagonal, of each group and reading."""
+    hits = {}
+    for key, rows in table.groupby(["group", "reading", "control"]):
+        means = rows.pivot(index="layer_a", columns="layer_b", values="mean")
+        hits[key] = f"{hungarian(torch.tensor(means.to_numpy())).hits} of {len(means)}"
+    found = {f"{group}, layers on the diagonal": (
+        hits[group, "transpose", "given"], hits[group, "feature space", "given"])
+        for group in GROUPS}
+    return found | {f"{group}, layers on the diagonal through dictionaries": (
+        hits[group, "dictionary", "given"], hits[group, "dictionary", "random"])
+        for group in GROUPS if group not in WRITERS}
 
 
 def of_stitching(table: pd.DataFrame) -> Figures:
@@ -102,6 +102,10 @@ def of_stitching(table: pd.DataFrame) -> Figures:
             "best accuracy over layers": (said("every layer", "paper"), said(*blind)),
             "best accuracy over layers with mean and size matched": (
                 said("every layer", "matched"), said("noise", "matched")),
+            "best accuracy over layers with the displacement alone": (
+                said("displacement only", "paper"), ""),
+            "best accuracy over layers of an untrained host": (
+                said("untrained host", "paper"), ""),
             "accuracy of the classifiers themselves": (said("own", "own"), "")}
 
 
