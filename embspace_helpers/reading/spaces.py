@@ -110,10 +110,10 @@ class Space:
         """The mean column m of E, (d,)."""
         return self.sums.mean
 
-    def _scores(self, x: Tensor, columns: Tensor) -> Tensor:
-        """Scores of x (n, d) for `columns` (d, m) of E, without copies of them."""
+    def _scores(self, x: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scores of x (n, d) for `columns` (d, m) of E, without copies of them, in `out`."""
         y = self._mapped(x)
-        scores = y @ columns
+        scores = torch.matmul(y, columns, out=out)
         return scores.sub_((y @ self.mean)[..., None]) if self.centred else scores
 
     def scores(self, x: Tensor) -> Tensor:
@@ -170,6 +170,7 @@ class Space:
 
     # ---- ranking
 
+    @torch.no_grad()
     def top(self, x: Any, k: int = 10, batch: int = 128,
             by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """The k best tokens of each row of x, (n, d): scores (n, k) and token ids (n, k).
@@ -181,8 +182,9 @@ class Space:
         batch = as_count(batch, name="batch")
         columns = self.E if self._most_kept else self.E.T[self.ids].T  # the second: a copy
         found = [(x.new_empty(0, k), torch.empty(0, k, dtype=torch.long))]
+        memory = x.new_empty(min(batch, x[..., 0].numel()), columns.shape[1])  # the same for all
         for rows in x.reshape(-1, self.d).split(batch):
-            scores = self._scores(rows, columns)
+            scores = self._scores(rows, columns, memory[:len(rows)])
             order = scores.abs() if by_magnitude else scores
             if self._most_kept:
                 order.index_fill_(1, self.dropped, -torch.inf)
