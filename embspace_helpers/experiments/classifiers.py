@@ -101,6 +101,17 @@ class Classifier(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
+def share_weights(one: nn.Module, other: nn.Module) -> None:
+    """Let `one` use the weights of `other` where name and numbers agree: memory for frozen ones.
+
+    Then a change in place is a change of both.
+    """
+    there = dict(other.named_parameters())
+    for name, weight in one.named_parameters():
+        if name in there and torch.equal(weight, there[name]):
+            weight.data = there[name].data
+
+
 # ---------------------------------------------------------------- training and use
 
 

@@ -17,7 +17,12 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from embspace_helpers.classroom.reviews import load_reviews
-from embspace_helpers.experiments.classifiers import accuracy, load_classifier, read_facts
+from embspace_helpers.experiments.classifiers import (
+    accuracy,
+    load_classifier,
+    read_facts,
+    share_weights,
+)
 from embspace_helpers.experiments.controls import (
     random_directions,
     random_rotation,
@@ -54,10 +59,7 @@ class Measured:
         self.shuffled = facts["recipe"].get("shuffled_labels", False)
         self.classifier = load_classifier(self.name, path=file)
         self.before, self.after = before or load(self.name), self.classifier.model
-        old = dict(self.before.model.base_model.named_parameters())
-        for name, weight in self.after.model.named_parameters():
-            if name in old and torch.equal(weight, old[name]):
-                weight.data = old[name].data
+        share_weights(self.after.model, self.before.model.base_model)
         p = self.before.parameters
         self.layers = range(p.L - facts["recipe"]["free_layers"], p.L)
         self.space, self.ratings = sentiment_space(self.before), valence(self.before.vocabulary)

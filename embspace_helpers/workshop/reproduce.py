@@ -11,7 +11,7 @@ What is measured on which models:
     examples      1     words of one neuron, largest pairs of heads       minutes
     jaccard       1     lists of keys and values, W_V and W_O, W_Q, W_K   half an hour
     overlap       1     words of states and of active parameters          an hour
-    finetuning    2     eleven classifiers                                hours each; GPU: minutes
+    finetuning    2     eleven classifiers                                an hour each; GPU: minutes
     displacement  2     what fine-tuning wrote in them                    an hour
     stitching     1, 2  the classifiers on top of model 1, every layer    days; GPU: minutes
     alignment     3, 4  layers matched in six groups                      half an hour
@@ -33,6 +33,7 @@ import torch
 
 from embspace_helpers.classroom.reviews import HUB_NAME, load_reviews
 from embspace_helpers.experiments.alignment import alignment
+from embspace_helpers.experiments.classifiers import share_weights
 from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
 from embspace_helpers.experiments.displacement import head_displacement
 from embspace_helpers.experiments.kernels import embedding_kernel, matched, shuffled_kernel
@@ -60,7 +61,7 @@ from embspace_helpers.workshop.stitching_recipes import Guest, Host, placed
 MODELS = ("gpt2-medium", "gpt2", "google/multiberts-seed_0", "google/multiberts-seed_1")
 TOGETHER = (("K", "V"), ("W_V", "W_O"), ("W_Q", "W_K"))  # whose lists are compared
 K = 10  # words or pairs of an example
-MATCHED = 40  # unlabelled reviews that mean and size are taken from, of each model
+MATCHED = 20  # unlabelled reviews that mean and size are taken from, of each model
 
 
 # ---------------------------------------------------------------- the parts, each a table
@@ -164,6 +165,9 @@ def aligned(args: argparse.Namespace) -> pd.DataFrame:
 def stitching(args: argparse.Namespace) -> pd.DataFrame:
     """The classifiers on top of every layer of the host; a pass that is done is not done again."""
     guest = Guest(_classifiers(args), args.data, args.device)
+    first, *others = guest.many[""].values()
+    for other in others:
+        share_weights(other.base, first.base)
     model = placed(load(args.models[0]), args.device)
     host = Host(model, tuple(range(model.parameters.L + 1)))
     part = args.out / "stitching" / f"{Path(args.models[0]).name}+{Path(guest.name).name}.csv"

@@ -23,6 +23,7 @@ from embspace_helpers.experiments.classifiers import (
     predict,
     read_facts,
     save_changes,
+    share_weights,
 )
 from embspace_helpers.reading.activations import padded
 from embspace_helpers.reading.sources import ModelNotFound, fingerprint
@@ -290,3 +291,17 @@ def test_the_bundled_classifiers_can_be_read():
             facts = read_facts(classifiers.classifier_path(name, seed))
             assert facts["fingerprint"] == fingerprint(name)
             assert Recipe(**facts["recipe"]) == Recipe(seed)
+
+
+def test_what_was_frozen_is_shared_and_what_was_trained_is_not(model):
+    first, second = (Classifier(model, 1, seed) for seed in (1, 2))
+    with torch.no_grad():
+        for weight in second.free().values():
+            weight += 0.1
+    before = predict(second, ["the film is fine"])
+    share_weights(second.base, first.base)
+    assert torch.equal(predict(second, ["the film is fine"]), before)
+    there, free = dict(first.named_parameters()), second.free()
+    for name, weight in second.base.named_parameters():
+        shared = weight.data_ptr() == there[f"base.{name}"].data_ptr()
+        assert shared != (f"base.{name}" in free)
