@@ -16,7 +16,7 @@ What is measured on which models:
     stitching     1, 2  the classifiers on top of model 1, every layer    days; GPU: minutes
     alignment     3, 4  layers matched in six groups                      half an hour
 
-The times are those of two cores, with default options. Memory stays below 8 GB.
+Times are estimates for two cores with default options. Give it 8 GB of memory: stitching took 6.
 """
 
 from __future__ import annotations
