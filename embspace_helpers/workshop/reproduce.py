@@ -224,7 +224,7 @@ def one_part(part: str, args: argparse.Namespace) -> tuple[Figures, str]:
     try:
         if not file.exists():
             print(f"{part}: begun", flush=True)
-            save_table(measure(args).round(10), file)  # fewer digits: ties, and they match as i to i
+            save_table(measure(args).round(10), file)  # fewer digits tie, and match the diagonal
             said = f"measured in {(time.monotonic() - begun) / 60:.1f} minutes"
         return summary(pd.read_csv(file)), said
     except Exception as error:  # whatever it is, it goes into the report, and the next part begins
