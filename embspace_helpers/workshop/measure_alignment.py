@@ -62,6 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
                         help="file to write or to renew")
     parser.add_argument("--texts", type=int, default=100, help="reviews to fit dictionaries on")
     args = parser.parse_args(arguments)
-    found = measure(args.one, args.two, args.texts).round(4)
+    found = measure(args.one, args.two, args.texts).round(7)  # fewer digits: ties
     save_table(replace_rows(found, args.out, KEY), args.out)
     print(f"{args.one}, {args.two}: done", flush=True)
