@@ -2,7 +2,7 @@
 
 Dar et al. (2023), section 5.2: a state h of the host B is taken into the vocabulary with B's
 embeddings and back out with the pseudo-inverse of A's, h E_B E_A^+. States are rows, so the kernel
-K = E_B E_A^+ is (d_B, d_A). What a recipe needs beside the weights is said in `NEEDS`.
+K = E_B E_A^+ is (d_B, d_A). The other recipes also take states: of any text, or paired ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,6 @@ from torch import Tensor
 from embspace_helpers.reading.arrays import as_model, one_thread
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.shared_tokens import shared_tokens
-
-NEEDS = {"embeddings": "the two embedding matrices alone",
-         "own text": "text that the classifier's language model writes itself",
-         "random tokens": "both models run on tokens drawn at random, as often as they occur",
-         "unlabelled": "reviews without labels, one model at a time",
-         "paired": "both models' states of the same reviews, without labels"}
 
 
 @dataclass(frozen=True)
