@@ -61,7 +61,7 @@ RECIPES = {
     "twin-a": PretrainRecipe(seed=1),
     "twin-b": PretrainRecipe(seed=2),
     "wide-w": PretrainRecipe(seed=3, d=256, layers=8, heads=4, epochs=1.0, learning_rate=2e-3),
-    "untied-u": PretrainRecipe(seed=4, architecture="GPT-NeoX"),
+    "untied-u": PretrainRecipe(seed=4, architecture="GPT-NeoX", epochs=1.0),
 }
 
 
