@@ -31,7 +31,7 @@ from embspace_helpers.experiments.atlas_build import (
     wanted,
 )
 from embspace_helpers.experiments.atlas_files import Files
-from embspace_helpers.experiments.atlas_lists import DICTIONARY, as_reading, group_vectors
+from embspace_helpers.experiments.atlas_lists import DICTIONARY, IN, OUT, as_reading, group_vectors
 from embspace_helpers.reading.arrays import as_count, as_model, as_vector
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.ranking import top_k
@@ -69,22 +69,27 @@ class Atlas:
 
     It stays in the files of `folder`, of which a search reads the two columns that it needs, a
     layer at a time. `vocabulary`: the model's. `about`: model, reading, judge, fingerprint of the
-    weights, as far as known; `groups` of vectors. Raises what `Files` raises, and ValueError for
-    another vocabulary.
+    weights, as far as known; `groups` of vectors; `sides`, the embeddings through which each group
+    is read: "E", or "E_out" for what an untied model's blocks write. Raises what `Files` raises,
+    and ValueError for another vocabulary.
     """
 
     def __init__(self, folder: str | Path, vocabulary: Vocabulary):
         """Look up what the files hold."""
         self.files, self.vocabulary = Files(folder), vocabulary
         self.about, self.groups = self.files.about, self.files.groups
+        sides = self.about.get("sides", f"{IN} " * len(self.groups)).split()
+        self.sides = dict(zip(self.groups, sides))
         if self.about["e"] != str(len(vocabulary)):
             raise ValueError(f"{folder} is about a vocabulary of {self.about['e']} tokens, not of "
                              f"{len(vocabulary)}")
 
     def __repr__(self) -> str:
+        written = [group for group, side in self.sides.items() if side == OUT]
         return (f"Atlas of {self.about.get('model') or 'a model'}, {self.about['reading']} "
                 f"reading: {len(self):,} rows of {self.files.k} words, "
-                f"groups {', '.join(self.groups)}")
+                f"groups {', '.join(self.groups)}"
+                + (f"; {', '.join(written)} through {OUT}" if written else ""))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -134,8 +139,9 @@ class Atlas:
         Alike: by the correlation of their scores over all kept tokens, as the paper aligns models.
         It is x C y / sqrt(x C x · y C y) with C the `Space.covariance` of the reading, so that no
         vector over the vocabulary is formed. Where the correlation with v is negative, the row of
-        -v is shown. `model`: the one whose atlas this is. (The directions of heads are computed
-        anew, which takes the longest; `groups` without them is faster.) Raises ValueError for an
+        -v is shown. In an untied model, writers are compared through E_out, and `vector` with them
+        (see `sides`). `model`: the one whose atlas this is. The directions of heads are computed
+        anew, which takes the longest; `groups` without them is faster. Raises ValueError for an
         atlas of dictionaries, which has one reading a layer.
         """
         n, model = as_count(n, name="n"), as_model(model)
@@ -146,13 +152,16 @@ class Atlas:
             raise ValueError(f"this atlas is of vectors with d = {self.about['d']}, the model has "
                              f"d = {model.parameters.d}: it is another one's")
         groups, layers = self._chosen("group", groups), self._chosen("layer", layers)
-        C = model.space(self.about["reading"]).covariance
+        covariances = {side: model.space(self.about["reading"], output=side == OUT).covariance
+                       for side in set(self.sides.values())}
+        C = covariances[IN]
         vector, index, found = as_vector(vector, len(C), C.dtype).to(C.device), [], []
-        along = C @ vector  # (d,)
         for part in self.files.parts:
             if part.group in groups and part.layer in layers:
                 x = group_vectors(model.parameters, part.group, part.layer,
                                   int(self.about["directions"]))[0]  # (m, d)
+                C = covariances[self.sides[part.group]]
+                along = C @ vector  # (d,)
                 variance = ((x @ C) * x).sum(1) * (along @ vector)  # (m,)
                 found.append((x @ along / variance.sqrt()).nan_to_num(0, 0, 0).cpu())
                 index.append(torch.arange(part.start, part.start + part.rows, 2))
@@ -269,19 +278,21 @@ def load_atlas(model: Model | str | Path, reading: str = "orthogonal",
     `model`: one that is loaded, or its name, which spares loading its weights where the atlas is
     there already. `reading`: of `Model.space`, or "dictionary": keys, W_Q, W_K and W_V are read
     through the dictionary of their layer, fitted on `texts` (default: embedded reviews), V and W_O
-    through "orthogonal". It is built anew when the weights of the model or of its judge changed,
-    and goes on where a build was cut off. Only known models have a judge. Raises what `load`
-    raises; warns where the cache folder cannot be written. The atlas of a model made here, or
-    untrained, is not kept.
+    through "orthogonal". An untied model's V and W_O meet E_out. It is built anew when the weights
+    of the model or of its judge changed, and goes on where a build was cut off. Only known models
+    have a judge. Raises what `load` raises; warns where the cache folder cannot be written. The
+    atlas of a model made here, or untrained, is not kept.
     """
     name, reading = source_of(model), as_reading(reading)
     texts = texts_of(reading, texts)
     if isinstance(model, Model) and not name:
         return build_atlas(model, reading, texts=texts)
     try:
-        vocabulary = model.vocabulary if isinstance(model, Model) else _vocabulary(name)
+        tied, vocabulary = ((model.parameters.tied, model.vocabulary) if isinstance(model, Model)
+                            else _facts(name))
         atlas = Atlas(atlas_path(name, reading), vocabulary)
-        if wanted(name, reading, texts).items() <= atlas.about.items():
+        whole = tied or "sides" in atlas.about  # before there were sides, writers met E too
+        if whole and wanted(name, reading, texts).items() <= atlas.about.items():
             return atlas
     except (ValueError, FileNotFoundError):
         pass  # none yet, not whole, damaged or of another version
@@ -303,7 +314,7 @@ def _finish(build: Build, progress: bool = True) -> Atlas:
     return Atlas(build.folder, build.model.vocabulary)
 
 
-def _vocabulary(name: str) -> Vocabulary:
-    """The vocabulary of a model, without its weights."""
+def _facts(name: str) -> tuple[bool, Vocabulary]:
+    """Whether a model is tied, and its vocabulary, without its weights."""
     config, tokenizer = read_tokenizer(locate(name))
-    return load_vocabulary(SimpleNamespace(config=config), tokenizer)
+    return config.tie_word_embeddings, load_vocabulary(SimpleNamespace(config=config), tokenizer)

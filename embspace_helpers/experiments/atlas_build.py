@@ -22,10 +22,13 @@ from embspace_helpers.experiments.atlas_files import (
 )
 from embspace_helpers.experiments.atlas_lists import (
     DICTIONARY,
+    IN,
+    OUT,
     Lister,
     as_reading,
     groups_of,
     layer_lists,
+    side_of,
 )
 from embspace_helpers.reading.arrays import as_count, as_texts
 from embspace_helpers.reading.judge import JUDGES, Judge
@@ -42,7 +45,7 @@ class Build:
     `reading`: of `Model.space`, or "dictionary" (see `reading_map`), fitted on `texts`. Coherence
     is the `judge`'s (NaN without one). `k` words a list, `directions` singular directions a head.
     `about`: what the files say beside all that. A GPU makes the scores, if there is one. Memory
-    beyond the model: see `Lister`, and what a dictionary takes.
+    beyond the model: see `Lister`, of which an untied model has two, and what a dictionary takes.
     """
 
     def __init__(self, model: Model, folder: str | Path, reading: str = "orthogonal", *,
@@ -60,12 +63,15 @@ class Build:
             "version": VERSION, "reading": reading, "directions": str(self.directions),
             "k": str(self.k), "L": str(p.L), "d": str(p.d), "e": str(p.e),
             "groups": " ".join(groups_of(p)), **(about or {})}
+        if not p.tied:  # files of tied models stay as they are
+            self.about["sides"] = " ".join(side_of(p, group) for group in groups_of(p))
 
     @cached_property
-    def lister(self) -> Lister:
-        """What computes the lists, on the GPU if there is one."""
-        return Lister(self.model, self.k, self.judge,
-                      "cuda" if torch.cuda.is_available() else "cpu")
+    def listers(self) -> dict[str, Lister]:
+        """What computes the lists of each side, on the GPU if there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return {side: Lister(self.model, self.k, self.judge, device, side)
+                for side in ((IN,) if self.model.parameters.tied else (IN, OUT))}
 
     def missing(self) -> list[int]:
         """The layers that are not there yet, or are of other weights."""
@@ -73,7 +79,7 @@ class Build:
 
     def layer(self, layer: int) -> None:
         """Compute a layer, and write its file."""
-        lists = layer_lists(self.model, layer, self.lister, self.about["reading"],
+        lists = layer_lists(self.model, layer, self.listers, self.about["reading"],
                             self.directions, self.texts)
         write_layer(layer_path(self.folder, layer), lists, self.about)
 

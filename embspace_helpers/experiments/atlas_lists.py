@@ -3,11 +3,14 @@
 Which vectors there are: every FF key and value and every subhead (`Parameters.vectors`), and the
 leading singular directions of every head's W_VO and W_QK. What is written goes through the norm
 behind the block, where a model has one: its gain is folded into V and W_O.
+
+Through which embeddings: what reads the stream meets E, or a dictionary over E; what writes to it
+meets E_out, which is E where embeddings are tied. `side_of` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,7 @@ from embspace_helpers.reading.ranking import BLOCK, product_and_ends, top_k
 from embspace_helpers.reading.spaces import READINGS
 
 DICTIONARY = "dictionary"  # readers through their layer's dictionary, writers through F
+IN, OUT = "E", "E_out"  # the sides of a model: its input and its output embeddings
 WRITTEN = "orthogonal"  # how writers are read then
 JUDGED = 10  # words of a list that its coherence is about
 NUMBERS, LEAST = 2**25, 32  # scores that are held at once, but so many rows at least
@@ -55,17 +59,21 @@ def _moved(params: Parameters, layer: int, head: int) -> FactoredMatrix:
     return FactoredMatrix(params.W_V(layer, head), params.W_O(layer, head, fold_norm=True))
 
 
+def side_of(params: Parameters, group: str) -> str:
+    """The embeddings that a group's vectors meet: "E_out" for an untied model's writers, or "E"."""
+    return OUT if group in WRITERS and not params.tied else IN
+
+
 def reading_map(model: Model, group: str, layer: int, reading: str,
                 texts: Sequence[str] | None = None) -> Tensor | None:
-    """The map M (d, d) that a group of vectors is read by; None for the identity.
+    """The map M (d, d) that a group of vectors is read by, for E or E_out; None for the identity.
 
     `reading`: of `Model.space`, or "dictionary": what reads the stream goes through the dictionary
     of its layer, fitted on `texts`, and what writes to it through "orthogonal".
     """
-    if reading != DICTIONARY:
-        return model.space(reading).map
-    if group in WRITERS:
-        return model.space(WRITTEN).map
+    if reading != DICTIONARY or group in WRITERS:
+        name = WRITTEN if reading == DICTIONARY else reading
+        return model.space(name, output=side_of(model.parameters, group) == OUT).map
     reads = "ff" if group in model.parameters.key_kinds else "attention"
     return model.dictionaries(texts, reads)[layer].W.T
 
@@ -74,13 +82,14 @@ class Lister:
     """What gives the lists of many vectors x (n, d), and of -x, from one product with E.
 
     `k` words each, of the kept tokens of `model`; with a `judge` also their coherence. `device`:
-    where the scores are made, which holds a copy of E. Memory: that copy and `NUMBERS` scores.
+    where the scores are made, which holds a copy of E. `side`: "E", or "E_out" in its place.
+    Memory: that copy and `NUMBERS` scores.
     """
 
     def __init__(self, model: Model, k: int = 20, judge: Judge | None = None,
-                 device: torch.device | str = "cpu"):
+                 device: torch.device | str = "cpu", side: str = IN):
         """Put what the judge knows first, so that its scores stand side by side."""
-        space = model.space("transpose")
+        space = model.space("transpose", output=side == OUT)
         known = _known(space.keep, k, judge)
         self.k, self.judge, self.device = k, judge, torch.device(device)
         order = torch.cat([known.nonzero(), (space.keep & ~known).nonzero()]).squeeze(1)
@@ -123,15 +132,17 @@ class Lister:
             return self.judge.coherence(words.flatten(0, 1)).unflatten(0, (-1, 2)).float()
 
 
-def layer_lists(model: Model, layer: int, lister: Lister, reading: str = "orthogonal",
-                directions: int = 4, texts: Sequence[str] | None = None) -> Iterator[Lists]:
+def layer_lists(model: Model, layer: int, listers: Mapping[str, Lister],
+                reading: str = "orthogonal", directions: int = 4,
+                texts: Sequence[str] | None = None) -> Iterator[Lists]:
     """The rows, ids (rows, k) and scores (rows, k) of every group of a layer, one by one.
 
-    Two rows, +v and -v, for every vector of `group_vectors`.
+    Two rows, +v and -v, for every vector of `group_vectors`. `listers`: one for every side.
     """
     params = model.parameters
     for group in groups_of(params):
         x, norms = group_vectors(params, group, layer, directions)  # (n, d), (n,)
+        lister = listers[side_of(params, group)]
         found = lister.lists(x, reading_map(model, group, layer, reading, texts))
         ids, scores, coherence = (part.flatten(0, 1).numpy() for part in found)
         n, signs = len(norms), np.array([1, -1], dtype="int8")

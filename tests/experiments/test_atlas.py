@@ -14,9 +14,9 @@ from tiny_atlases import ROWS, TOKENS, lists_of, save_twin, tiny_twins, vectors_
 from tiny_models import byte_level, close, random, tiny_in_float32
 
 from embspace_helpers import Model, load, load_reviews
-from embspace_helpers.experiments import atlas_build, atlas_files
+from embspace_helpers.experiments import atlas_build, atlas_files, atlas_lists
 from embspace_helpers.experiments.atlas import Atlas, Hits, build_atlas, load_atlas
-from embspace_helpers.experiments.atlas_build import Build, atlas_path
+from embspace_helpers.experiments.atlas_build import Build, atlas_path, known_build
 from embspace_helpers.experiments.atlas_files import layer_path, write_layer
 from embspace_helpers.experiments.atlas_lists import group_vectors
 from embspace_helpers.reading import sources
@@ -244,9 +244,11 @@ def test_hits_show_whole_lists_and_numbers_in_two_digits(gpt2):
 def test_like_is_the_correlation_of_scores(reading):
     model = worded("llama")
     found = build_atlas(model, reading, k=3, directions=2, progress=False)
-    R, x = model.space(reading).columns().numpy(), vectors_of(model, found)[::2].numpy()
-    vector = random(12, seed=5)
-    dense = np.corrcoef(np.concatenate([vector[None].numpy(), x]) @ R)[0, 1:]
+    x, vector = vectors_of(model, found)[::2].numpy(), random(12, seed=5)
+    both = [np.corrcoef(np.concatenate([vector[None].numpy(), x])
+                        @ model.space(reading, output=side).columns().numpy())[0, 1:]
+            for side in (False, True)]  # through E, and through E_out: this model is untied
+    dense = np.where(found.rows["group"][::2].isin(["V", "W_O", "VO_writes"]), *both[::-1])
     expected = np.argsort(-np.abs(dense))[:20]
     result = found.like(vector, model, n=20)
     close(result["correlation"], dense[expected], FLOAT32)
@@ -294,6 +296,7 @@ def test_errors_of_like(found, gpt2):
 def test_an_atlas_of_every_architecture(kind):
     model = worded(kind)
     p, found = model.parameters, build_atlas(model, k=5, directions=2, progress=False)
+    assert p.tied == model.model.config.tie_word_embeddings == ("sides" not in found.about)
     ids, _ = lists_of(found)
     for group in p.groups:
         part = (found.rows["group"] == group) & (found.rows["layer"] == 1)
@@ -301,7 +304,8 @@ def test_an_atlas_of_every_architecture(kind):
         assert part.sum() == 2 * len(rows)
         plus = ids[(part & (found.rows["sign"] == 1)).to_numpy()]
         rows = group_vectors(p, group, 1)[0]
-        np.testing.assert_array_equal(plus[1], model.space("orthogonal").top(rows[1], 5)[1])
+        space = model.space("orthogonal", output=group in ("V", "W_O"))
+        np.testing.assert_array_equal(plus[1], space.top(rows[1], 5)[1])
 
 
 # ---- files
@@ -413,6 +417,31 @@ def slow(model, layer, *rest):
 atlas_build.layer_lists = slow
 load_atlas(sys.argv[1])
 """
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_files_from_before_there_were_sides_go_on_for_tied_models_only(kind, tmp_path, monkeypatch):
+    """An untied model's writers were read through E then."""
+    model = tiny_in_float32(kind)
+    model.save_pretrained(tmp_path / "mine")
+    byte_level(TOKENS, unk_token="<unk>").save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("EMBSPACE_CACHE", str(tmp_path / "cache"))
+    name, loaded = str(tmp_path / "mine"), load(tmp_path / "mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(atlas_lists, "side_of", lambda params, group: "E")
+        build = known_build(name)
+        build.about.pop("sides", None)
+        for layer in range(2):
+            build.layer(layer)
+    old = lists_of(Atlas(build.folder, build.model.vocabulary))[0]
+    wrote, layer = [], Build.layer
+    monkeypatch.setattr(Build, "layer", lambda self, i: wrote.append(i) or layer(self, i))
+    for given in (loaded, name, loaded):
+        new = load_atlas(given)
+        assert wrote == ([] if kind == "gpt2" else [0, 1])  # once
+    rows = new.rows["group"].isin(["V", "W_O", "VO_writes"]).to_numpy()
+    changed = (old != lists_of(new)[0]).any(1)
+    assert not changed[~rows].any() and changed[rows].mean() == (0 if kind == "gpt2" else 1)
 
 
 def test_a_killed_build_goes_on_and_gives_the_same_atlas(tmp_path, monkeypatch):

@@ -9,7 +9,13 @@ from torch.nn.functional import normalize
 
 from embspace_helpers.experiments import atlas_lists
 from embspace_helpers.experiments.atlas import build_atlas
-from embspace_helpers.experiments.atlas_lists import HEAD_GROUPS, JUDGED, Lister, group_vectors
+from embspace_helpers.experiments.atlas_lists import (
+    HEAD_GROUPS,
+    JUDGED,
+    WRITERS,
+    Lister,
+    group_vectors,
+)
 from embspace_helpers.reading.judge import Judge
 from embspace_helpers.reading.ranking import BLOCK, TILE
 
@@ -84,14 +90,52 @@ def test_memory_is_compact(found):
 
 
 def test_lists_are_those_of_the_space(model, found, judge):
-    space, x = model.space("orthogonal"), vectors_of(model, found)
-    ids, numbers = lists_of(found)
-    assert ids.tolist() == space.top(x, 5)[1].tolist()
-    scores = space.project(x)
-    z = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
-    close(numbers, z.sort(1, descending=True).values[:, :5], FLOAT16)
-    known = space.only(judge.keep & space.keep)
-    close(found.rows["coherence"], judge.coherence(known.top(x, 10)[1]), FLOAT32)
+    vectors, written = vectors_of(model, found), np.array(found.rows["group"].isin(WRITERS))
+    for rows, output in ((~written, False), (written, True)):
+        space, x = model.space("orthogonal", output=output), vectors[rows]
+        ids, numbers = (part[rows] for part in lists_of(found))
+        assert ids.tolist() == space.top(x, 5)[1].tolist()
+        scores = space.project(x)
+        z = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
+        close(numbers, z.sort(1, descending=True).values[:, :5], FLOAT16)
+        known = space.only(judge.keep & space.keep)
+        expected = judge.coherence(known.top(x, 10)[1])
+        close(found.rows["coherence"][rows], expected, FLOAT32)
+
+
+@pytest.mark.parametrize("reading", ["transpose", "dictionary"])
+def test_an_untied_model_reads_through_E_and_writes_through_E_out(reading):
+    model, texts = tiny_model("gpt_neox"), ["1 2 3 4 5", "7 8 9 1 5 20 21 22 3", "30 31 32 3 4 11"]
+    p, kept = model.parameters, model.space().keep
+    found = build_atlas(model, reading, progress=False, k=5, directions=2,
+                        texts=texts if reading == "dictionary" else None)
+    ids = lists_of(found)[0]
+
+    def dense(group, x, E):
+        """The five best tokens of x, and of -x, by hand."""
+        if reading == "dictionary" and group in WRITERS:  # whitened
+            E = E - E.mean(1, keepdim=True)
+            values, U = torch.linalg.eigh(E @ E.T)
+            E = U @ torch.diag(values.rsqrt()) @ U.T @ E
+        elif reading == "dictionary":
+            E = model.dictionaries(texts, "ff" if group == "K" else "attention")[1].W.T @ E
+        scores = (torch.stack([x, -x], 1) @ E).masked_fill(~kept, -torch.inf)
+        return scores.topk(5).indices.flatten(0, 1)
+
+    for group in found.groups:
+        rows = ((found.rows["group"] == group) & (found.rows["layer"] == 1)).to_numpy()
+        x, side = group_vectors(p, group, 1, 2)[0], found.sides[group]
+        through = {name: dense(group, x, E) for name, E in (("E", p.E), ("E_out", p.E_out))}
+        assert ids[rows].tolist() == through[side].tolist()
+        assert (through["E"] != through["E_out"]).any(1).all()  # the other side would be seen
+    assert [group for group in found.groups if found.sides[group] == "E_out"] == [*WRITERS]
+    assert repr(found).endswith("; V, W_O, VO_writes through E_out")
+
+
+def test_of_a_tied_model_there_is_one_side():
+    found = build_atlas(worded(), progress=False, k=5, directions=2)
+    assert set(found.sides.values()) == {"E"} and "E_out" not in repr(found)
+    assert "sides" not in found.about  # what is kept of such models stays valid
 
 
 @pytest.mark.parametrize("reading", ["transpose", "pseudo-inverse"])
@@ -158,7 +202,7 @@ def test_dictionaries_read_what_reads_and_F_what_writes(kind):
                 & (found.rows["sign"] == 1)).to_numpy()
         x = group_vectors(params, group, 1, 2)[0]
         if group in ("V", "W_O", "VO_writes"):
-            space = model.space("orthogonal")
+            space = model.space("orthogonal", output=True)
         else:
             space = model.dictionary(1, texts, "ff" if group in params.key_kinds else "attention")
         assert ids[rows].tolist() == space.top(x, 5)[1].tolist()
