@@ -2,9 +2,11 @@
 
     python tests/true_shapes.py FOLDER
 
-writes FOLDER/gpt2-medium, gpt2, multiberts-seed_0 and multiberts-seed_1, 2.9 GB. The options that
-`reproduce` wants are printed. Tokenizers are trained on the embedded reviews, and the vocabulary
-has its true size, most of it words that no text has. The tests make the same folders small.
+writes FOLDER/gpt2-medium, gpt2, multiberts-seed_0 and multiberts-seed_1, 2.9 GB, with the files
+and the names of weights that the hub has: GPT-2's without a prefix and with its attention masks,
+MultiBERTs with both heads and a tokenizer of vocab.txt. The options that `reproduce` wants are
+printed. Tokenizers are trained on the embedded reviews, and the vocabulary has its true size, most
+of it words that no text has. The tests make the same folders small.
 """
 
 import json
@@ -13,11 +15,11 @@ from itertools import islice, product
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
-    BertTokenizerFast,
+    BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -43,18 +45,29 @@ def paper_models(folder, shapes=SHAPES, gpt_tokens=50_257, bert_tokens=30_522, c
         path = Path(folder) / name
         if name.startswith("gpt2"):
             ends = {"bos_token_id": 0, "eos_token_id": 0}
-            model = GPT2LMHeadModel(GPT2Config(vocab_size=gpt_tokens, n_embd=d, n_layer=L, n_head=H,
-                                               n_positions=context, **ends))
+            config = GPT2Config(vocab_size=gpt_tokens, n_embd=d, n_layer=L, n_head=H,
+                                n_positions=context, **ends)
             tokenizer.save_pretrained(path)
+            save_gpt2(GPT2LMHeadModel(config), path, context)
         else:
-            model = BertForMaskedLM(BertConfig(
+            model = BertForPreTraining(BertConfig(
                 vocab_size=bert_tokens, hidden_size=d, num_hidden_layers=L, num_attention_heads=H,
                 intermediate_size=4 * d, max_position_embeddings=min(context, 512)))
-            path.mkdir(parents=True, exist_ok=True)
+            model.save_pretrained(path)
             (path / "vocab.txt").write_text("\n".join(pieces))
-            BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
-        model.save_pretrained(path)
+            (path / "tokenizer_config.json").write_text(json.dumps(
+                {"do_lower_case": True, "tokenizer_class": "BertTokenizer"}))
     return [str(Path(folder) / name) for name in shapes]
+
+
+def save_gpt2(model, path, context):
+    """Write GPT-2 as its page has it: the body's weights, by their names in the body, and masks."""
+    model.config.architectures = ["GPT2LMHeadModel"]
+    model.config.save_pretrained(path)
+    masks = {f"h.{i}.attn.bias": torch.ones(context, context).tril()[None, None].clone()
+             for i in range(model.config.n_layer)}
+    save_file(model.transformer.state_dict() | masks, path / "model.safetensors",
+              metadata={"format": "pt"})
 
 
 def new_words(n):

@@ -3,7 +3,9 @@
 EMBSPACE_HUB_TIMEOUT: seconds the hub has to connect and to answer, and that a download may go
 without data (default 10; there is no limit on a whole download). EMBSPACE_HUB_RETRIES: how often
 it is asked again after no answer (default 0). HF_HUB_OFFLINE=1: the hub is never asked.
-What is in the hub's cache folder is used as it is, and the hub is not asked.
+What is in the hub's cache folder is used as it is, and the hub is not asked. Of a model whose page
+has a pickle alone, as those of the MultiBERTs, the safetensors are taken that the hub's own bot
+offers in a pull request, where there is one.
 """
 
 import os
@@ -19,10 +21,12 @@ from unittest.mock import patch
 
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import _http, httpx, logging, validate_repo_id
 
 TIMEOUT, RETRIES = "EMBSPACE_HUB_TIMEOUT", "EMBSPACE_HUB_RETRIES"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+BOT = "SFconvertbot"  # opens pull requests that add a pickle's weights as safetensors
 FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*.safetensors"]
 
 
@@ -49,8 +53,33 @@ def hub_folder(name: str) -> Path:
 
     Raises HubError.
     """
-    return _cached_or_asked(huggingface_hub.snapshot_download, name, allow_patterns=FILES,
-                            ignore_patterns="*/*", max_workers=1)
+    return _cached_or_asked(_snapshot, name)
+
+
+def _snapshot(name: str, **options: Any) -> str:
+    """The folder of the main branch, or that of the bot's pull request if only this has weights."""
+    download = partial(huggingface_hub.snapshot_download, name, allow_patterns=FILES,
+                       ignore_patterns="*/*", max_workers=1, **options)
+    folder = download()
+    if not any(Path(folder).glob("*.safetensors")):
+        with suppress(errors.HfHubHTTPError, errors.LocalEntryNotFoundError):
+            for revision in _offered(name, **options):
+                return download(revision=revision)
+    return folder
+
+
+def _offered(name: str, endpoint: str | None = None,
+             local_files_only: bool = False) -> Iterator[str]:
+    """The bot's pull requests, as revisions: those in the cache, or those that are open."""
+    if local_files_only:
+        model = repo_folder_name(repo_id=name, repo_type="model")
+        refs = Path(constants.HF_HUB_CACHE, model, "refs/refs/pr").glob("*")
+        yield from (f"refs/pr/{ref.name}" for ref in refs)
+        return
+    for pull in huggingface_hub.HfApi(endpoint).get_repo_discussions(
+            name, author=BOT, discussion_type="pull_request", discussion_status="open"):
+        if pull.author == BOT and "safetensors" in pull.title:
+            yield f"refs/pr/{pull.num}"
 
 
 def _cached_or_asked(download: Callable[..., str], name: str, **options: Any) -> Path:

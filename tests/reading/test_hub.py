@@ -294,6 +294,44 @@ def test_weights_in_other_formats_are_not_downloaded(monkeypatch, tmp_path):
     assert not any(path.endswith(".bin") for _, path in server.asked)
 
 
+def test_safetensors_that_the_hubs_bot_offers_are_taken_and_no_one_elses(monkeypatch, tmp_path):
+    main = shutil.copytree(TWIN, tmp_path / "twin")
+    (main / "model.safetensors").rename(main / "pytorch_model.bin")
+    pulls = [("somebody", 1, "Adding `safetensors` variant of this model"),
+             (hub.BOT, 2, "Adding `safetensors` variant of this model")]
+    pull, asked = "beef" + "0" * 36, "/api/models/owner/twin"
+
+    def play(player):
+        if player.path.startswith(f"{asked}/discussions?"):
+            found = [{"title": title, "num": num, "author": {"name": author}, "status": "open",
+                      "createdAt": "2024-01-01T00:00:00.000Z", "isPullRequest": True,
+                      "repo": {"name": "owner/twin", "type": "model"}}
+                     for author, num, title in pulls]
+            player.send(json.dumps({"count": 2, "start": 0, "discussions": found}).encode())
+        elif player.path == f"{asked}/revision/refs%2Fpr%2F2":
+            player.send(json.dumps({"id": "owner/twin", "sha": pull}).encode())
+        elif player.path.startswith(f"{asked}/tree/{pull}"):
+            tree = [{"type": "file", "path": file.name, "size": 9, "oid": "0" * 40}
+                    for file in TWIN.iterdir()]
+            player.send(json.dumps(tree).encode())
+        elif f"/resolve/{pull}/" in player.path:
+            body = (TWIN / player.path.rpartition("/")[2]).read_bytes()
+            player.send(body, headers={"X-Repo-Commit": pull})
+        else:
+            return False
+        return True
+
+    with hub_server(monkeypatch, play, main) as server:
+        assert fingerprint("owner/twin") == pull
+        assert not any(path.endswith(".bin") for _, path in server.asked)
+        server.asked.clear()
+        model = load("owner/twin")
+        assert server.asked == []
+    assert torch.equal(model.model.lm_head.weight, load("twin-a").model.lm_head.weight)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fingerprint("owner/twin") == pull
+
+
 def test_a_damaged_file_of_the_hub_says_which_folder_to_delete(monkeypatch, tmp_path):
     shutil.copytree(TWIN, tmp_path / "twin")
     (tmp_path / "twin" / "model.safetensors").write_bytes(b"cut off")
