@@ -10,6 +10,7 @@ from embspace_helpers.workshop.notebooks import normalise, tags, to_text
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 IGNORED = "nbval-ignore-output"
+FIGURES = {"image/png", "image/svg+xml"}
 REASONS = {"reason-timing", "reason-training", "reason-widget"}
 TAGS = {"setup", "exercise", "exercise-check", "solution", IGNORED, *REASONS}
 # An absolute path of POSIX or Windows, or a home folder; not a URL, not an HTML tag.
@@ -85,9 +86,11 @@ def test_outputs_are_compared_unless_a_tag_gives_a_reason(nb):
 def test_every_figure_says_in_words_what_it_shows(nb):
     for cell in code_cells(nb):
         for output in cell.outputs:
-            if "image/png" in output.get("data", {}):
-                alt = output.metadata.get("image/png", {}).get("alt", "")
+            for kind in FIGURES & output.get("data", {}).keys():
+                alt = output.metadata.get(kind, {}).get("alt", "")
                 assert len(alt.split()) > 4, cell.source
+            svg = output.get("data", {}).get("image/svg+xml")
+            assert not svg or all(f"<{part}>" in svg for part in ("title", "desc")), cell.source
 
 
 def test_is_small(path):

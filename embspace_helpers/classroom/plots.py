@@ -1,5 +1,6 @@
 """The course's figure style: colour-blind safe, legible, every title a takeaway."""
 
+import re
 from collections.abc import Sequence
 
 import matplotlib
@@ -27,13 +28,13 @@ STYLE = {
 
 
 def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
-           share_y: bool = False) -> tuple[Figure, list[Axes]]:
+           share_y: bool = False, kind: type[Figure] = Figure) -> tuple[Figure, list[Axes]]:
     """A figure of panels side by side, one per title, under a sentence that says what to see."""
     if not titles:
         raise ValueError("panels needs at least one title")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(titles), figsize=(width, height), sharey=share_y,
-                                    squeeze=False)
+                                    squeeze=False, FigureClass=kind)
         figure.suptitle(takeaway, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for ax, title in zip(axes[0], titles):
             ax.set_title(title)
@@ -44,15 +45,24 @@ def panels(takeaway: str, *titles: str, width: float = 9.5, height: float = 3.6,
 
 
 def describe(figure: Figure) -> str:
-    """What a figure shows, in words: takeaway, panels, axes and labels, and the text below."""
-    parts = [figure.get_suptitle()]
+    """What a figure shows, in words: takeaway, its label, panels, axes, the text below."""
+    parts = [figure.get_suptitle(), str(figure.get_label())]
     for ax in figure.axes:
         axes = " by ".join(x for x in (ax.get_ylabel(), ax.get_xlabel()) if x)
         labels = ", ".join(dict.fromkeys(ax.get_legend_handles_labels()[1]))
         found = [x for x in (ax.get_title(loc="left") or ax.get_title(), axes, labels) if x]
         parts += ["; ".join(found)] if found else []
     parts += figure.get_supxlabel().split("\n")
-    return ". ".join(" ".join(part.split()).rstrip(".") for part in parts if part) + "."
+    said = [" ".join(spoken(part).split()).removesuffix(".") for part in parts if part]
+    return " ".join(part if part.endswith("?") else f"{part}." for part in said)
+
+
+def spoken(text: str) -> str:
+    """A text without the marks of its formulas: `$W_{QK}$` is W_QK."""
+    words = {r"\cdot": "·", r"\top": "T", r"\,": " ", r"\times": "×"}
+    for mark, word in words.items():
+        text = text.replace(mark, word)
+    return re.sub(r"[${}\\]", "", text)
 
 
 def _show_with_alt_text() -> None:
