@@ -9,7 +9,7 @@ front of a soft cap (Gemma 2), and without a bias of E_out, which no change move
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -203,12 +203,15 @@ def ablate_values(model: Model, tokens: Tokens, layer: int, head: int,
 
 @torch.no_grad()
 def ablate_moves(model: Model, tokens: Tokens, layer: int, head: int,
-                 at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8) -> Tensor:
+                 at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8,
+                 usual: Tensor | None = None) -> Tensor:
     """As `ablate_values`, for one query head alone where several share a key-value head.
 
     What query head `head` brings from a position, attention times value, is taken out of its
     output in front of W_O; the heads that share its values keep theirs. Where no head shares, it
-    does what `ablate_values` does. Raises ValueError as that does.
+    does what `ablate_values` does. `usual` (n, reach + 1, d): the final states without ablation
+    at each position and those that follow, where they are known: it saves a pass. Raises
+    ValueError as `ablate_values` does.
     """
     p = model.parameters
     kv_head, module = p.kv_head(head), p.entry.output(p.blocks[as_index(layer, p.L, "layer")])
@@ -220,6 +223,7 @@ def ablate_moves(model: Model, tokens: Tokens, layer: int, head: int,
 
         def keep(module: nn.Module, inputs: tuple) -> None:
             seen["output"] = inputs[0][..., columns].clone()
+            raise _Enough
 
         def put(module: nn.Module, inputs: tuple) -> tuple:
             changed = inputs[0].clone()
@@ -227,16 +231,21 @@ def ablate_moves(model: Model, tokens: Tokens, layer: int, head: int,
             return changed, *inputs[1:]
 
         without = set_values(model, layer, torch.arange(len(rows)), position, kv_head)
-        with without, hooked([(module, keep, True)]):
-            run(model, rows)  # the head's output without that value
+        with without, hooked([(module, keep, True)]), suppress(_Enough):
+            run(model, rows)  # the head's output without that value, and no further
         with hooked([(module, put, True)]):
             yield
 
-    return _followed(model, tokens, at, ids, reach, change)
+    return _followed(model, tokens, at, ids, reach, change, usual)
+
+
+class _Enough(Exception):
+    """Ends a forward pass of which nothing more is needed."""
 
 
 def _followed(model: Model, tokens: Tokens, at: Sequence[tuple[int, int]], ids: Tensor, reach: int,
-              change: Callable[[Tokens, Tensor], AbstractContextManager]) -> Tensor:
+              change: Callable[[Tokens, Tensor], AbstractContextManager],
+              usual: Tensor | None = None) -> Tensor:
     """Changes of logits, summed over each position of `at` and the `reach` that follow, (n, m).
 
     `change(rows, position)` gives what is in force while the model runs on these rows.
@@ -248,7 +257,7 @@ def _followed(model: Model, tokens: Tokens, at: Sequence[tuple[int, int]], ids: 
     def chosen_change(chosen: Tensor) -> AbstractContextManager:
         return change([texts[i] for i in chosen], position[chosen, 0])
 
-    usual = final_states(model, texts, position)  # (n, reach + 1, d)
+    usual = final_states(model, texts, position) if usual is None else usual  # (n, reach + 1, d)
     moved = final_states(model, texts, position, chosen_change) - usual
     return moved.sum(1) @ model.parameters.E_out[:, ids]
 

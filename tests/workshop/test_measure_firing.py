@@ -28,6 +28,17 @@ def test_the_command_measures_every_layer_and_replaces_its_rows(tmp_path, capsys
     assert set(table["model"]) == {"tiny"} and table["mean"].between(0, 1).all()
     main(arguments)
     pd.testing.assert_frame_equal(pd.read_csv(out), table)
+    heads = tmp_path / "heads.csv"
+    arguments[4:] = [str(heads), "--fit", "60", "--heads", "6"]
+    main(arguments)
+    table = pd.read_csv(heads)
+    assert table["layer"].tolist() == sorted(table["layer"]) and table["texts"].nunique() == 1
+    counts = table.groupby(["layer", "seen"]).size().unstack()
+    assert counts.shape == (TINY.layers, 3) and (counts == TINY.heads).all(axis=None)
+    table.loc[table["layer"] > 0, "own"] = 7.0  # what is there is not measured again
+    table[table["layer"] > 0].to_csv(heads, index=False)  # as if it had been stopped
+    main(arguments)
+    pd.testing.assert_frame_equal(pd.read_csv(heads), table)
 
 
 def test_the_file_that_ships_holds_every_model_of_the_notebook():
