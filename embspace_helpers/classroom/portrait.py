@@ -56,6 +56,7 @@ def portrait(model: Model, texts: Sequence[str], judge: Judge | None = None,
     judge = model.judge if judge is None else judge
     p, layers = model.parameters, chosen_layers(model)
     n = as_count(n, p.d_ff, "n", "neurons")
+    model.fit_dictionaries(texts)
     keys = census(model, (p.key_kinds[0],), ("transpose", "dictionary"), layers, n, texts, judge)
     values = census(model, ("V",), ("transpose",), layers, n, texts, judge)
     shares = pd.concat([keys, values], ignore_index=True).query("sign == '+'")

@@ -52,20 +52,21 @@ class Dictionary:
     n: int
 
 
-def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, reads: str = "ff",
-                     length: int = 256, batch: int = 8, ridge: float = RIDGE,
-                     only: Tensor | None = None, shuffle: int | None = None,
+def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None,
+                     reads: str | Sequence[str] = "ff", length: int = 256, batch: int = 8,
+                     ridge: float = RIDGE, only: Tensor | None = None, shuffle: int | None = None,
                      offset: int = 0) -> list[Dictionary]:
     """Fit the dictionary of every layer, in one pass of `model` over `texts`: a list of L.
 
     `texts` None: every token of the vocabulary alone, behind the token that starts a text.
-    `reads`: what the "ff" or the "attention" block reads. `only` (e,): mask of the tokens whose
+    `reads`: what the "ff" or the "attention" block reads; of both, ("ff", "attention"), the list
+    has the L of the first and then the L of the second. `only` (e,): mask of the tokens whose
     positions may be used, to hold others out. `shuffle`: a seed; the control, in which states and
     tokens are paired at random. `offset` 1: the token that comes next takes the place of the one
     that stands at a position. The first position of a text is left out: no token stands before
     it, and its state is unlike all others. Memory beyond the model: a forward pass of `batch`
-    texts and L (d, d) sums in float64. Raises ValueError where fewer than two tokens are left, or
-    for an offset without texts.
+    texts and (d, d) sums in float64, one a dictionary. Raises ValueError where fewer than two
+    tokens are left, or for an offset without texts.
     """
     offset = as_count(offset, name="offset", least=0)
     if offset and texts is None:
@@ -74,7 +75,7 @@ def fit_dictionaries(model: Model, texts: Sequence[str] | str | None = None, rea
     batch = as_count(batch, name="batch")
     tokens = _alone(model) if texts is None else tokenize(model, texts, length)
     batch = max(batch, 64) if texts is None else batch
-    sums = _Sums(model, reads)
+    sums = _Sums(model, [reads] if isinstance(reads, str) else reads)
     generator = None if shuffle is None else torch.Generator().manual_seed(shuffle)
     order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
     with hooked(sums.hooks()), torch.no_grad():
@@ -99,31 +100,32 @@ def _alone(model: Model) -> Tokens:
 
 
 class _Sums:
-    """Sums over positions, gathered by hooks on every layer's reader: X.T X, X.T Y and moments."""
+    """Sums over positions, gathered by hooks on every layer's readers: X.T X, X.T Y and moments."""
 
-    def __init__(self, model: Model, reads: str):
+    def __init__(self, model: Model, reads: Sequence[str]):
         p = model.parameters
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, p.d, dtype=torch.float64)
 
-        self.E_T, self.readers = p.E.T, [p.reader(i, reads) for i in range(p.L)]  # (e, d)
+        self.readers = [p.reader(i, block) for block in reads for i in range(p.L)]
+        self.E_T, many = p.E.T, len(self.readers)  # (e, d)
         self.n, self.x, self.xx = 0, zeros(), zeros(p.d)
         self.seen = torch.zeros(p.e, dtype=torch.bool)
-        self.y, self.yy, self.xy = zeros(p.L), zeros(p.L), [zeros(p.d) for _ in range(p.L)]
+        self.y, self.yy, self.xy = zeros(many), zeros(many), [zeros(p.d) for _ in range(many)]
         self.centre = self.E_T.mean(0)  # taken off first: sums of small numbers lose less
 
     def hooks(self) -> list[tuple[nn.Module, Hook, bool]]:
-        """One hook a layer, on the input of the module that reads."""
-        def keeper(layer: int) -> Hook:
+        """One hook a reader, on the input of the module that reads."""
+        def keeper(i: int) -> Hook:
             def hook(module: nn.Module, inputs: tuple) -> None:
                 y = inputs[0].detach().reshape(-1, self.X.shape[1])[self.places]
                 y = y.to(self.X.dtype)  # (n, d)
-                self.y[layer] += y.sum(0, dtype=torch.float64)
-                self.yy[layer] += y.square().sum(0, dtype=torch.float64)
-                self.xy[layer] += self.X.T @ y
+                self.y[i] += y.sum(0, dtype=torch.float64)
+                self.yy[i] += y.square().sum(0, dtype=torch.float64)
+                self.xy[i] += self.X.T @ y
             return hook
-        return [(module, keeper(layer), True) for layer, module in enumerate(self.readers)]
+        return [(module, keeper(i), True) for i, module in enumerate(self.readers)]
 
     def expect(self, rows: Tokens, only: Tensor | None = None,
                generator: torch.Generator | None = None, last: bool = False,
@@ -152,7 +154,7 @@ class _Sums:
 
     @one_thread()
     def solve(self, ridge: float) -> list[Dictionary]:
-        """The regressions, one factorisation for all layers."""
+        """The regressions, one factorisation for all readers."""
         if self.seen.sum() < 2:
             raise ValueError("a dictionary needs at least 2 positions with different tokens, there "
                              f"are {self.n} with {self.seen.sum()} (the first position of a text "
@@ -164,12 +166,12 @@ class _Sums:
         if failed:
             raise ValueError(f"{self.n} positions do not fix {d} directions with ridge = {ridge}: "
                              "more text or a larger ridge does")
-        return [self._one(layer, x, weight, factor) for layer in range(len(self.xy))]
+        return [self._one(i, x, weight, factor) for i in range(len(self.xy))]
 
-    def _one(self, layer: int, x: Tensor, weight: Tensor, factor: Tensor) -> Dictionary:
-        xy = self.xy[layer] - torch.outer(x, self.y[layer])
+    def _one(self, i: int, x: Tensor, weight: Tensor, factor: Tensor) -> Dictionary:
+        xy = self.xy[i] - torch.outer(x, self.y[i])
         W = torch.cholesky_solve(xy, factor)  # (d, d)
-        total = (self.yy[layer] - self.y[layer].square() / self.n).sum()
+        total = (self.yy[i] - self.y[i].square() / self.n).sum()
         left = total - (W * xy).sum() - weight * W.square().sum()  # as X.T X W = X.T Y - λ W
         return Dictionary(W.to(self.X.dtype), (1 - left / total).item(), self.n)
 

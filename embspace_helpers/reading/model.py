@@ -123,13 +123,22 @@ class Model:
     def dictionaries(self, texts: Sequence[str] | str | None = None, reads: str = "ff",
                      **options: Any) -> list[Dictionary]:
         """The regressions behind `dictionary`, one a layer, with their R²."""
-        texts = None if texts is None else as_texts(texts)
-        marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else repr(x)
-                 for name, x in options.items()}
-        key = (texts and tuple(texts), repr(reads), *sorted(marks.items()))
+        texts, key = _key(texts, reads, options)
         if key not in self._dictionaries:
             self._dictionaries[key] = fit_dictionaries(self, texts, reads, **options)
         return self._dictionaries[key]
+
+    def fit_dictionaries(self, texts: Sequence[str] | str | None = None, **options: Any) -> None:
+        """Fit what both blocks read in one run of the model, for `dictionary` to look up.
+
+        Half the work of two first calls, one with "ff" and one with "attention".
+        """
+        blocks, L = ("ff", "attention"), self.parameters.L
+        keys = [_key(texts, block, options)[1] for block in blocks]
+        if all(key in self._dictionaries for key in keys):
+            return
+        found = fit_dictionaries(self, _key(texts, "ff", options)[0], blocks, **options)
+        self._dictionaries |= {key: found[i * L : (i + 1) * L] for i, key in enumerate(keys)}
 
     # ---- the judge
 
@@ -156,6 +165,15 @@ class Model:
             return Judge(other.parameters.E, ids, len(self.vocabulary))
         ids, judge_ids = shared_words(self.vocabulary, other.vocabulary)
         return Judge(other.parameters.E, ids, len(self.vocabulary), judge_ids)
+
+
+def _key(texts: Sequence[str] | str | None, reads: str,
+         options: dict[str, Any]) -> tuple[Sequence[str] | None, tuple]:
+    """The texts as a list, and by what their dictionaries are looked up."""
+    texts = None if texts is None else as_texts(texts)
+    marks = {name: np.asarray(x).tobytes() if isinstance(x, Tensor | np.ndarray) else repr(x)
+             for name, x in options.items()}
+    return texts, (texts and tuple(texts), repr(reads), *sorted(marks.items()))
 
 
 def load(name: str | Path, *, untrained: bool = False, seed: int | None = None,

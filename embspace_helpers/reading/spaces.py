@@ -91,7 +91,8 @@ class Space:
     def only(self, keep: Tensor) -> "Space":
         """Return the same reading over other tokens, those of the mask `keep` (e,)."""
         other = object.__new__(Space)
-        other.__dict__ |= {name: x for name, x in self.__dict__.items() if name != "moments"}
+        other.__dict__ |= {name: x for name, x in self.__dict__.items()
+                           if name not in ("moments", "lengths")}
         other._keep_only(keep)
         return other
 
@@ -141,6 +142,7 @@ class Space:
         chosen = chosen - self.mean[:, None] if self.centred else chosen
         return chosen if self.map is None else self.map @ chosen
 
+    @cached_property
     def lengths(self) -> Tensor:
         """Lengths of the kept tokens' columns, (e_kept,), a block at a time."""
         return torch.cat([torch.linalg.vector_norm(self.columns(part), dim=0)
@@ -164,8 +166,8 @@ class Space:
                              f"head) gives; got {shape}")
         left, out = self.project(W.left.T).T.contiguous(), other.project(W.right).contiguous()
         if unit:
-            left /= self.lengths().clamp_min(1e-12)[:, None]
-            out /= other.lengths().clamp_min(1e-12)
+            left /= self.lengths.clamp_min(1e-12)[:, None]
+            out /= other.lengths.clamp_min(1e-12)
         return FactoredMatrix(left, out)
 
     # ---- ranking

@@ -68,6 +68,20 @@ def test_dictionaries_of_all_layers_are_fitted_once_for_each_text_and_option(cou
     assert counted.count("fit_dictionaries") == 7
 
 
+def test_one_run_of_the_model_fits_the_dictionaries_of_both_blocks(counted):
+    apart, model = tiny_model("gpt_neox"), tiny_model("gpt_neox")
+    wanted = {reads: apart.dictionaries(TEXTS, reads) for reads in ("ff", "attention")}
+    assert counted.count("fit_dictionaries") == 2
+    model.fit_dictionaries(TEXTS)
+    model.fit_dictionaries(tuple(TEXTS))  # the same texts: nothing is run
+    for reads, dictionaries in wanted.items():
+        for one, other in zip(model.dictionaries(TEXTS, reads), dictionaries, strict=True):
+            close(one.W, other.W)
+            assert one.n == other.n
+    assert counted.count("fit_dictionaries") == 3
+    assert not torch.equal(model.dictionaries(TEXTS)[1].W, wanted["attention"][1].W)
+
+
 def test_a_space_scores_with_the_embedding_alone():
     model = Model(tiny("gpt2"), numbers())
     E, x = model.model.transformer.wte.weight.detach(), random(12)  # (e, d), (d,)

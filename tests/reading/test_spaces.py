@@ -179,7 +179,7 @@ def test_scores_are_products_with_the_columns(case):
 
 def test_lengths_of_kept_columns(case):
     space, R = case
-    close(space.lengths(), np.linalg.norm(R, axis=0))
+    close(space.lengths, np.linalg.norm(R, axis=0))
 
 
 @pytest.mark.parametrize("by_magnitude", [False, True])
@@ -303,8 +303,8 @@ def test_only_reads_with_the_same_map_and_view(case):
         assert other.E is space.E and other.map is space.map and other.sums is space.sums
         assert torch.equal(other.ids, keep.nonzero().squeeze(1))
         x = random(3, D)
-        for found, expected in zip((*other.top(x, 4), *other.moments, other.lengths()),
-                                   (*fresh.top(x, 4), *fresh.moments, fresh.lengths())):
+        for found, expected in zip((*other.top(x, 4), *other.moments, other.lengths),
+                                   (*fresh.top(x, 4), *fresh.moments, fresh.lengths)):
             close(found, expected)
 
 
@@ -346,7 +346,7 @@ def test_no_tensor_is_as_large_as_E(reading):
         all_words = reading_space(E, vocabulary, reading)
         for space in (all_words, all_words.only(most), all_words.only(few)):
             space.top(x), space.table(x[0]), space.words(x[0]), space.project(x), space.scores(x)
-            space.lengths(), space.moments, space.covariance, space.over_words(W, unit=True)
+            space.lengths, space.moments, space.covariance, space.over_words(W, unit=True)
     assert e <= sizes.largest < d * e / 2
 
 
