@@ -22,14 +22,14 @@ from embspace_helpers.reading.factored import FactoredMatrix
 from embspace_helpers.reading.judge import Judge
 from embspace_helpers.reading.model import Model
 from embspace_helpers.reading.parameters import Parameters
-from embspace_helpers.reading.ranking import BLOCK, product_and_ends, top_k
+from embspace_helpers.reading.ranking import Scan
 from embspace_helpers.reading.spaces import READINGS
 
 DICTIONARY = "dictionary"  # readers through their layer's dictionary, writers through F
 IN, OUT = "E", "E_out"  # the sides of a model: its input and its output embeddings
 WRITTEN = "orthogonal"  # how writers are read then
 JUDGED = 10  # words of a list that its coherence is about
-NUMBERS, LEAST = 2**25, 32  # scores that are held at once, but so many rows at least
+ROWS = 512  # vectors whose scores are made at once
 HEAD_GROUPS = ("VO_reads", "VO_writes", "QK_query", "QK_key")
 WRITERS = ("V", "W_O", "VO_writes")
 
@@ -83,7 +83,7 @@ class Lister:
 
     `k` words each, of the kept tokens of `model`; with a `judge` also their coherence. `device`:
     where the scores are made, which holds a copy of E. `side`: "E", or "E_out" in its place.
-    Memory: that copy and `NUMBERS` scores.
+    Memory: that copy and what a `Scan` of `ROWS` vectors takes.
     """
 
     def __init__(self, model: Model, k: int = 20, judge: Judge | None = None,
@@ -95,10 +95,10 @@ class Lister:
         order = torch.cat([known.nonzero(), (space.keep & ~known).nonzero()]).squeeze(1)
         self.judged = int(known.sum())
         self.ids = order.to(self.device)
-        self.columns = space.E.T[order].to(self.device).T  # (d, kept)
-        self.mean, self.C = (x.to(self.columns) for x in space.moments)
-        self.batch = min(512, max(LEAST, NUMBERS // len(order)))
-        self.room = self.columns.new_empty(self.batch, len(order))
+        columns = space.E.T[order].to(self.device).T  # (d, kept)
+        self.mean, self.C = (x.to(columns) for x in space.moments)
+        self.scan = Scan(columns, max(k, JUDGED if self.judged else 0), rows=ROWS,
+                         first=self.judged)
 
     def lists(self, x: Tensor, map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x.
@@ -106,27 +106,25 @@ class Lister:
         Scores are in standard deviations of all the vector's scores, for -x of its negative's;
         coherence is that of the ten best words which the judge knows, NaN without one.
         """
-        found = [self._some(part, map) for part in x.detach().split(self.batch)]
+        found = [self._some(part, map) for part in x.detach().split(ROWS)]
         return tuple(torch.cat(part) for part in zip(*found))
 
     def _some(self, x: Tensor, map: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         y = x.to(self.device) if map is None else x.to(self.device) @ map.to(self.device)
-        scores, *ends = product_and_ends(y, self.columns, self.room)
+        self.scan.read(y)
         middle, sd = y @ self.mean, ((y @ self.C) * y).sum(1).clamp_min(0).sqrt()  # (n,)
         values, places = [], []
-        for sign, end in zip((1, -1), ends):
-            best, place = top_k(scores, self.k, sign > 0, end)
+        for sign in (1, -1):
+            best, place = self.scan.top(self.k, sign > 0)
             values.append(sign * ((best - middle[:, None]) / sd[:, None]).nan_to_num(0, 0, 0))
             places.append(place)
         ids = self.ids[torch.stack(places, 1)].int()
-        return ids.cpu(), torch.stack(values, 1).half().cpu(), self._coherence(scores, ends)
+        return ids.cpu(), torch.stack(values, 1).half().cpu(), self._coherence(len(x))
 
-    def _coherence(self, scores: Tensor, ends: Sequence[Tensor]) -> Tensor:
+    def _coherence(self, n: int) -> Tensor:
         if self.judge is None:
-            return torch.full((len(scores), 2), torch.nan, device="cpu")
-        scores, best = scores[:, : self.judged], []
-        for sign, end in zip((1, -1), ends):
-            best.append(top_k(scores, JUDGED, sign > 0, end[:, : self.judged // BLOCK])[1])
+            return torch.full((n, 2), torch.nan, device="cpu")
+        best = [self.scan.top(JUDGED, sign > 0, self.judged)[1] for sign in (1, -1)]
         words = self.ids[torch.stack(best, 1)].cpu()  # (n, 2, 10)
         with one_thread():
             return self.judge.coherence(words.flatten(0, 1)).unflatten(0, (-1, 2)).float()

@@ -4,6 +4,9 @@ Scores are cut into blocks of columns. The k largest lie in the k blocks with th
 so that only these are sorted; `torch.topk` of everything takes several times as long.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,31 +14,23 @@ BLOCK = 64
 TILE = 64 * BLOCK  # columns that are multiplied at once: their scores stay in the cache
 
 
-def top_k(scores: Tensor, k: int, largest: bool = True,
-          ends: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_k(scores: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Tensor]:
     """The k largest of each row of scores (n, m), or smallest: values and columns, (n, k).
 
-    The best comes first. `ends` (n, m // BLOCK): the best of every whole block, where known.
+    The best comes first.
     """
     n, m = scores.shape
     blocks = m // BLOCK
     if blocks <= 2 * k:
         return scores.topk(k, dim=1, largest=largest)
-    ends = block_ends(scores, largest) if ends is None else ends
+    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))  # (n, blocks, BLOCK)
+    ends = whole.amax(2) if largest else whole.amin(2)
     best = ends.topk(k, dim=1, largest=largest).indices.sort(dim=1).values  # (n, k)
-    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
     rows = torch.arange(n, device=scores.device)[:, None]
     found = torch.cat([whole[rows, best].flatten(1), scores[:, blocks * BLOCK :]], dim=1)
     values, place = found.topk(k, dim=1, largest=largest)  # columns ascend: of equals the first
     starts = torch.cat([best, best.new_full((n, 1), blocks)], dim=1) * BLOCK  # the rest is last
     return values, starts.gather(1, place // BLOCK) + place % BLOCK
-
-
-def block_ends(scores: Tensor, largest: bool = True) -> Tensor:
-    """The largest, or the smallest, of every whole block of columns: (n, m // BLOCK)."""
-    blocks = scores.shape[1] // BLOCK
-    whole = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))  # (n, blocks, BLOCK)
-    return whole.amax(2) if largest else whole.amin(2)
 
 
 def both_ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -44,18 +39,118 @@ def both_ends(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.stack([high, -low], 1), torch.stack([first, second], 1)
 
 
-def product_and_ends(x: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores x @ columns (n, m), and the largest and the smallest of their blocks.
+class Scan:
+    """The `k` largest, or smallest, of scores x @ columns, which are never held all at once.
 
-    `x` (n, d), `columns` (d, m). The ends cost little, for they are taken a tile at a time, while
-    its scores are in the cache. `out` (at least n, m): memory that the scores are written to.
+    Scores are made a tile at a time. While they are in the cache, the ends of their blocks are
+    taken, and blocks that may hold one of the k best are kept: those whose end is no worse than
+    the k-th end of the tiles before. `columns` (d, m). `signs`: 1 for the largest, -1 for the
+    smallest. `rows`: of x, at most. `first`: `top` may be asked about so many first columns alone.
+    `dropped`: columns, in ascending order, that are never among the best. Memory: rows x `TILE`
+    scores and, for scores in no special order, three to five times as many kept ones.
     """
-    n, m = len(x), columns.shape[1]
-    scores, (high, low) = out[:n], x.new_empty(2, n, m // BLOCK)
-    for start in range(0, m, TILE):
-        tile = scores[:, start : start + TILE]
-        torch.mm(x, columns[:, start : start + TILE], out=tile)
-        blocks = slice(start // BLOCK, start // BLOCK + tile.shape[1] // BLOCK)
-        if blocks.stop > blocks.start:
-            high[:, blocks], low[:, blocks] = block_ends(tile), block_ends(tile, largest=False)
-    return scores, high, low
+
+    def __init__(self, columns: Tensor, k: int, signs: Sequence[int] = (1, -1), rows: int = 512,
+                 first: int = 0, dropped: Tensor | None = None):
+        """Make room; nothing is computed yet."""
+        self.columns, self.k, self.m, self.first = columns, k, columns.shape[1], first
+        blocks = -(-self.m // BLOCK)
+        self.ends = {sign: columns.new_empty(rows, blocks) for sign in signs}  # of every block
+        self.places = torch.empty(rows, blocks, dtype=torch.long, device=columns.device)
+        self.tile = columns.new_empty(rows * min(TILE, blocks * BLOCK))
+        self.kept = columns.new_empty(0, BLOCK)  # blocks, at the `places` that are set
+        starts = torch.arange(0, self.m + TILE, TILE)
+        self.dropped: Sequence[Tensor] = ()
+        if dropped is not None:
+            cuts = torch.searchsorted(dropped, starts.to(dropped))
+            self.dropped = [dropped[i:j] % TILE for i, j in zip(cuts.tolist(), cuts[1:].tolist())]
+
+    def read(self, x: Tensor) -> None:
+        """Make the scores of x (n, d); `top` is about them from now on."""
+        self.n, self.used, bounds = len(x), 0, {}
+        for number, start in enumerate(range(0, self.m, TILE)):
+            done = start // BLOCK  # blocks of the tiles before
+            if done >= self.k and number & (number - 1) == 0:  # behind tiles 1, 2, 4, 8, ...
+                bounds = {sign: _last(ends[: self.n, :done], self.k, sign > 0)
+                          for sign, ends in self.ends.items()}
+            part = self.columns[:, start : start + TILE]
+            width = -(-part.shape[1] // BLOCK) * BLOCK
+            scores = self.tile[: self.n * width].view(self.n, width)
+            torch.mm(x, part, out=scores[:, : part.shape[1]])
+            self._keep(scores, done, bounds)
+
+    def _keep(self, scores: Tensor, done: int, bounds: dict[int, Tensor]) -> None:
+        """Take the ends of a tile's blocks, and keep those that may hold one of the best."""
+        blocks = scores.view(self.n, scores.shape[1] // BLOCK, BLOCK)
+        there = slice(done, done + blocks.shape[1])
+        wanted = torch.full(blocks.shape[:2], not bounds, device=scores.device)
+        for sign, all_ends in self.ends.items():
+            if self.dropped:
+                scores.index_fill_(1, self.dropped[done * BLOCK // TILE], -sign * torch.inf)
+            ends = all_ends[: self.n, there]
+            (torch.amax if sign > 0 else torch.amin)(blocks, 2, out=ends)
+            if bounds:
+                wanted |= ends >= bounds[sign] if sign > 0 else ends <= bounds[sign]
+        for count in (self.first, self.m):  # blocks that are cut have no end of their own
+            if count % BLOCK and there.start <= count // BLOCK < there.stop:
+                wanted[:, count // BLOCK - done] = True
+        index = wanted.flatten().nonzero().squeeze(1)
+        before, self.used = self.used, self.used + len(index)
+        if self.used > len(self.kept):
+            more = max(self.used, 2 * before, 5 * self.tile.numel() // BLOCK // 2)
+            self.kept = torch.cat([self.kept[:before], self.kept.new_empty(more - before, BLOCK)])
+        torch.index_select(blocks.flatten(0, 1), 0, index, out=self.kept[before : self.used])
+        self.places[: self.n, there].masked_scatter_(
+            wanted, torch.arange(before, self.used, device=index.device))
+
+    def top(self, k: int, largest: bool = True, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The k best of each row that was read, best first: values and columns, (n, k).
+
+        `first`: of so many first columns; 0: of all. Equal ones stand in the order of columns.
+        """
+        blocks, rest = divmod(first or self.m, BLOCK)
+        best = torch.arange(blocks, device=self.kept.device).expand(self.n, -1)
+        if blocks > k:
+            ends = self.ends[1 if largest else -1][: self.n, :blocks]
+            best = _best(ends, k, largest)  # (n, k)
+        if rest:
+            best = torch.cat([best, best.new_full((self.n, 1), blocks)], 1)
+        places = self.places[: self.n].gather(1, best).flatten()
+        found = self.kept.index_select(0, places).view(self.n, best.shape[1] * BLOCK)
+        worst = -torch.inf if largest else torch.inf
+        if rest:
+            found[:, rest - BLOCK :] = worst
+        if self.dropped and len(self.ends) > 1:  # each sign has filled them its own way
+            found.masked_fill_(found.isinf(), worst)
+        some = _best(found, k, largest)
+        values, order = found.gather(1, some).sort(dim=1, descending=largest, stable=True)
+        some = some.gather(1, order)
+        return values, best.gather(1, some // BLOCK) * BLOCK + some % BLOCK
+
+
+def larger(high: Tensor, first: Tensor, low: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest in magnitude of the k largest and the k smallest scores, (n, k) each.
+
+    `first`, `second`: their columns. Returns scores and columns, (n, k).
+    """
+    scores, columns = torch.cat([high, low], 1), torch.cat([first, second], 1)
+    sizes = torch.cat([high.where(high >= 0, -1), -low.where(low < 0, 1)], 1)  # each column once
+    best = sizes.sort(dim=1, descending=True, stable=True).indices[:, : high.shape[1]]
+    return scores.gather(1, best), columns.gather(1, best)
+
+
+# numpy's selection is vectorised, and several times faster than torch's.
+
+
+def _best(scores: Tensor, k: int, largest: bool) -> Tensor:
+    """The columns of the k largest, or smallest, of each row of scores, ascending: (n, k)."""
+    place = scores.shape[1] - k if largest else k - 1
+    order = torch.from_numpy(np.argpartition(scores.numpy(force=True), place, axis=1))
+    return (order[:, place:] if largest else order[:, :k]).to(scores.device).sort(1).values
+
+
+def _last(scores: Tensor, k: int, largest: bool) -> Tensor:
+    """The k-th largest, or smallest, of each row of scores (n, m): (n, 1)."""
+    place = scores.shape[1] - k if largest else k - 1
+    ordered = torch.from_numpy(np.partition(scores.numpy(force=True), place, axis=1))
+    return ordered[:, place, None].to(scores.device)

@@ -24,7 +24,7 @@ from embspace_helpers.reading.arrays import (
     row_sums,
 )
 from embspace_helpers.reading.factored import FactoredMatrix
-from embspace_helpers.reading.ranking import top_k
+from embspace_helpers.reading.ranking import Scan, larger
 from embspace_helpers.reading.tables import WordTable
 from embspace_helpers.reading.vocabulary import Vocabulary
 
@@ -173,25 +173,29 @@ class Space:
     # ---- ranking
 
     @torch.no_grad()
-    def top(self, x: Any, k: int = 10, batch: int = 128,
+    def top(self, x: Any, k: int = 10, batch: int = 512,
             by_magnitude: bool = False) -> tuple[Tensor, Tensor]:
         """The k best tokens of each row of x, (n, d): scores (n, k) and token ids (n, k).
 
-        Best is largest, or largest in magnitude. Streams over `batch` rows: memory is
-        batch x e numbers, whatever n. One vector (d,) gives (k,) and (k,).
+        Best is largest, or largest in magnitude. Memory: that of a `Scan` of `batch` rows,
+        whatever n. One vector (d,) gives (k,) and (k,).
         """
         k, x = as_count(k, len(self.ids)), as_vectors(x, self.d, self.E.dtype)
         batch = as_count(batch, name="batch")
         columns = self.E if self._most_kept else self.E.T[self.ids].T  # the second: a copy
+        scan = Scan(columns, k, (1, -1) if by_magnitude else (1,), min(batch, x[..., 0].numel()),
+                    dropped=self.dropped if self._most_kept else None)
         found = [(x.new_empty(0, k), torch.empty(0, k, dtype=torch.long))]
-        memory = x.new_empty(min(batch, x[..., 0].numel()), columns.shape[1])  # the same for all
         for rows in x.reshape(-1, self.d).split(batch):
-            scores = self._scores(rows, columns, memory[:len(rows)])
-            order = scores.abs() if by_magnitude else scores
-            if self._most_kept:
-                order.index_fill_(1, self.dropped, -torch.inf)
-            index = top_k(order, k)[1]
-            found.append((scores.gather(1, index), index if self._most_kept else self.ids[index]))
+            y = self._mapped(rows)
+            scan.read(y)
+            middle = (y @ self.mean)[:, None] if self.centred else y.new_zeros(len(y), 1)
+            scores, index = scan.top(k)
+            scores = scores - middle
+            if by_magnitude:
+                low, other = scan.top(k, largest=False)
+                scores, index = larger(scores, index, low - middle, other)
+            found.append((scores, index if self._most_kept else self.ids[index]))
         values, ids = (torch.cat(part) for part in zip(*found))
         return (values[0], ids[0]) if x.ndim == 1 else (values, ids)
 

@@ -141,8 +141,7 @@ def test_of_a_tied_model_there_is_one_side():
 @pytest.mark.parametrize("reading", ["transpose", "pseudo-inverse"])
 def test_other_readings_judges_and_batches(judge, reading, monkeypatch):
     model = worded()
-    monkeypatch.setattr(atlas_lists, "NUMBERS", 1)  # the fewest rows at once
-    monkeypatch.setattr(atlas_lists, "LEAST", 7)
+    monkeypatch.setattr(atlas_lists, "ROWS", 7)
     found = build_atlas(model, reading, progress=False, judge=judge, k=28, directions=1)
     ids, _ = lists_of(found)
     assert (found.rows["group"] == "VO_reads").sum() == 12

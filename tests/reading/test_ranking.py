@@ -4,14 +4,8 @@ import pytest
 import torch
 from tiny_models import close, random
 
-from embspace_helpers.reading.ranking import (
-    BLOCK,
-    TILE,
-    block_ends,
-    both_ends,
-    product_and_ends,
-    top_k,
-)
+from embspace_helpers.reading import ranking
+from embspace_helpers.reading.ranking import BLOCK, TILE, Scan, both_ends, larger, top_k
 
 SIZES = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 40 * BLOCK, 40 * BLOCK + 17, 41 * BLOCK - 1]
 
@@ -90,15 +84,92 @@ def test_scores_are_given_back_as_they_were():
     assert torch.equal(given, scores)
 
 
-@pytest.mark.parametrize("m", [9, BLOCK, TILE, TILE + 5, 2 * TILE + 3 * BLOCK + 5])
-def test_products_tile_by_tile_know_the_ends_of_their_blocks(m):
-    x, columns = random(3, 12), random(m, 12, seed=1).T
-    scores, high, low = product_and_ends(x, columns, torch.empty(4, m, dtype=x.dtype))
-    close(scores, x @ columns)
-    assert high.shape == low.shape == (3, m // BLOCK)
-    assert torch.equal(high, block_ends(scores)) and torch.equal(low, block_ends(scores, False))
-    k = min(m, 20)
-    for largest, ends in ((True, high), (False, low)):
-        values, places = top_k(scores, k, largest, ends)
-        assert torch.equal(values, scores.topk(k, largest=largest).values)
-        assert torch.equal(scores.gather(1, places), values)
+# ---- scores that are never held all at once
+
+
+@pytest.fixture(params=[4 * BLOCK, TILE])
+def tile(request, monkeypatch):
+    """Tiles of 4 blocks, so that bounds are set early and often, and tiles as they are."""
+    monkeypatch.setattr(ranking, "TILE", request.param)
+    return request.param
+
+
+def whole(*shape, seed=0):
+    """Small whole numbers: products are exact, and many scores tie."""
+    return integers(*shape, 3, seed).double()
+
+
+def check_scan(scan, scores, k, largest, first=0):
+    """Values are those of everything, in their order; equal ones stand in that of columns."""
+    values, columns = scan.top(k, largest, first)
+    scores = scores[:, :first] if first else scores
+    assert torch.equal(values, scores.topk(k, largest=largest).values)
+    assert torch.equal(scores.gather(1, columns), values)
+    for row, ids in zip(values.tolist(), columns.tolist()):
+        assert len(set(ids)) == k
+        assert all(i < j for i, j, v, w in zip(ids, ids[1:], row, row[1:]) if v == w)
+
+
+@pytest.mark.parametrize("make", [random, whole])
+@pytest.mark.parametrize("m", [9, BLOCK, 30 * BLOCK, 33 * BLOCK - 1, TILE, 2 * TILE + 197])
+def test_a_scan_finds_the_best_of_everything(m, make, tile):
+    x, columns = make(5, 6), make(6, m, seed=1)
+    scores, k = x @ columns, min(m, 20)
+    for signs in ((1,), (-1,), (1, -1)):
+        scan = Scan(columns, k, signs, rows=5)
+        for part in (slice(0, 5), slice(2, 4), slice(0, 0)):  # one behind the other
+            scan.read(x[part])
+            for sign in signs:
+                if make is whole:
+                    check_scan(scan, scores[part], k, sign > 0)
+                values, places = scan.top(min(k, 7), sign > 0)
+                close(values, scores[part].topk(min(k, 7), largest=sign > 0).values)
+                close(scores[part].gather(1, places), values)
+
+
+@pytest.mark.parametrize("first", [25, BLOCK, 9 * BLOCK, 21 * BLOCK + 7, TILE + 1, 70 * BLOCK])
+def test_a_scan_finds_the_best_of_the_first_columns_too(first, tile):
+    x, columns = whole(4, 6), whole(6, 70 * BLOCK, seed=1)
+    columns[:, first:] *= 3  # those behind are better
+    scan = Scan(columns, 20, rows=4, first=first)
+    scan.read(x)
+    for largest in (True, False):
+        check_scan(scan, x @ columns, 10, largest, first)
+        check_scan(scan, x @ columns, 20, largest)
+
+
+@pytest.mark.parametrize("signs", [(1,), (1, -1)])
+def test_dropped_columns_are_never_found(signs, tile):
+    m = 70 * BLOCK + 9
+    x, columns = whole(4, 6), whole(6, m, seed=1)
+    dropped = torch.randperm(m, generator=torch.Generator().manual_seed(0))[: m // 3].sort().values
+    columns[:, dropped] *= 9
+    scan = Scan(columns, 20, signs, 4, dropped=dropped)
+    scan.read(x)
+    for sign in signs:
+        scores = (x @ columns).index_fill_(1, dropped, -sign * torch.inf)
+        check_scan(scan, scores, 20, sign > 0)
+
+
+def test_a_scan_keeps_few_scores_but_all_where_each_is_better_than_the_last(monkeypatch):
+    monkeypatch.setattr(ranking, "TILE", 4 * BLOCK)
+    m = 400 * BLOCK
+    scan = Scan(random(6, m, seed=1), 3, (1,), rows=5)
+    scan.read(random(5, 6))
+    assert scan.used < 5 * 50
+    scan = Scan(torch.arange(m).double()[None], 3, (1, -1), rows=2)
+    scan.read(torch.ones(2, 1, dtype=torch.float64))
+    assert scan.used == 2 * 400 and len(scan.kept) >= scan.used
+    assert scan.top(3)[1].tolist() == [[m - 1, m - 2, m - 3]] * 2
+    assert scan.top(3, largest=False)[1].tolist() == [[0, 1, 2]] * 2
+
+
+def test_the_larger_in_magnitude_of_both_ends():
+    for m, k in ((50, 50), (300, 7)):
+        scores = random(3, m)
+        scores[:, ::5] = 0
+        high, low = top_k(scores, k), top_k(scores, k, largest=False)
+        values, columns = larger(*high, *low)
+        assert torch.equal(values.abs(), scores.abs().topk(k).values)
+        assert torch.equal(scores.gather(1, columns), values)
+        assert all(len(set(row)) == k for row in columns.tolist())
