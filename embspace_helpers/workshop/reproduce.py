@@ -3,10 +3,11 @@
     python -m embspace_helpers.reproduce --parts examples jaccard overlap
     python -m embspace_helpers.reproduce --models wide-w twin-a twin-a twin-b --neuron 7 100
 
-Every part leaves a table in the folder --out. Stopped and run again, the command goes on with the
-parts that have none. A part that fails is named in the report, with the reason, and the others go
-on. The report, report.html and report.csv, sets the paper's figures beside what was measured.
-What is measured on which models:
+First it says where every model and every table of reviews is, and downloads what is missing. Every
+part leaves a table in the folder --out. Stopped and run again, the command goes on with what is
+missing: the next part, classifier, group of parameters or few reviews. A part that fails is named
+in the report, with the reason, and the others go on. The report, report.html and report.csv, sets
+the paper's figures beside what was measured. What is measured on which models:
 
     examples      1     words of one neuron, largest pairs of heads       minutes
     jaccard       1     lists of keys and values, W_V and W_O, W_Q, W_K   half an hour
@@ -25,211 +26,149 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from embspace_helpers.classroom.reviews import HUB_NAME, load_reviews
-from embspace_helpers.experiments.alignment import alignment
-from embspace_helpers.experiments.classifiers import share_weights
-from embspace_helpers.experiments.controls import random_directions, random_rotation, shuffled
-from embspace_helpers.experiments.displacement import head_displacement
-from embspace_helpers.experiments.kernels import embedding_kernel, matched, shuffled_kernel
-from embspace_helpers.experiments.noise import noise_in_place
-from embspace_helpers.experiments.statistics import jaccard_at_k, save_table
-from embspace_helpers.experiments.stitching import displacement_only, positions
-from embspace_helpers.reading.factored import FactoredMatrix
+from embspace_helpers.classroom.reviews import HUB_NAME, read_imdb
+from embspace_helpers.experiments.statistics import save_table
 from embspace_helpers.reading.files import whole_file
-from embspace_helpers.reading.model import Model, load
-from embspace_helpers.reading.pairs import word_pairs
-from embspace_helpers.reading.spaces import Space
-from embspace_helpers.workshop import (
-    finetune,
-    measure_alignment,
-    measure_displacement,
-    measure_overlap,
-    measure_stitching,
-)
-from embspace_helpers.workshop import reproduce_report as figures
-from embspace_helpers.workshop.measure_stitching import Pass
+from embspace_helpers.reading.sources import fingerprint, locate
+from embspace_helpers.workshop import reproduce_figures as figures
+from embspace_helpers.workshop import reproduce_parts as parts
 from embspace_helpers.workshop.notebooks import peak_memory
-from embspace_helpers.workshop.reproduce_report import Figures, report
-from embspace_helpers.workshop.stitching_recipes import Guest, Host, placed
-
-MODELS = ("gpt2-medium", "gpt2", "google/multiberts-seed_0", "google/multiberts-seed_1")
-TOGETHER = (("K", "V"), ("W_V", "W_O"), ("W_Q", "W_K"))  # whose lists are compared
-K = 10  # words or pairs of an example
-MATCHED = 20  # unlabelled reviews that mean and size are taken from, of each model
+from embspace_helpers.workshop.reproduce_figures import Figures
+from embspace_helpers.workshop.reproduce_report import MODELS, Run, picture, report
 
 
-# ---------------------------------------------------------------- the parts, each a table
+class Part(NamedTuple):
+    """Which of --models and which splits of IMDB a part needs, and how it is measured."""
+
+    models: tuple[int, ...]
+    splits: tuple[str, ...]
+    measure: Callable[[argparse.Namespace], pd.DataFrame]
+    figures: Callable[[pd.DataFrame], Figures]
 
 
-def examples(args: argparse.Namespace) -> pd.DataFrame:
-    """Words of a neuron's key and value, and of a random direction; the largest pairs of heads."""
-    model = load(args.models[0])
-    p, (layer, index) = model.parameters, args.neuron
-    name, space = p.label("V", layer, index), model.space()
-    texts = load_reviews("train", args.fit)["text"].tolist()
-    dictionary = model.dictionary(layer, texts, keep=space.keep)
-    vectors = {"key": p.K(layer)[index], "value": p.V(layer)[index],
-               "random direction": random_directions(1, p.d)[0]}
-    readers = {what: x for what, x in vectors.items() if what != "value"}
-    rows = [{"of": name, "what": what, "reading": reading, "rank": rank, "words": word,
-             "score": score}
-            for reading, read, some in (("E", space, vectors), ("dictionary", dictionary, readers))
-            for what, column in read.table(some, K).columns.items()
-            for rank, (word, score) in enumerate(column, 1)]
-    heads = args.heads or [(layer, head) for head in range(p.H)]
-    return pd.DataFrame(rows + [row for head in heads for row in _pairs(model, space, *head)])
+PARTS = {
+    "examples": Part((0,), (), parts.examples, figures.of_examples),
+    "jaccard": Part((0,), (), parts.jaccard, figures.of_jaccard),
+    "overlap": Part((0,), ("test",), parts.overlap, figures.of_overlap),
+    "finetuning": Part((1,), ("train", "test"), parts.finetuning, figures.of_finetuning),
+    "displacement": Part((1,), (), parts.displacement, figures.of_displacement),
+    "stitching": Part((0, 1), ("unsupervised", "test"), parts.stitching, figures.of_stitching),
+    "alignment": Part((2, 3), (), parts.aligned, figures.of_alignment)}
 
 
-def _pairs(model: Model, space: Space, layer: int, head: int) -> Iterator[dict]:
-    """Rows for the largest pairs of a head, and of the head with its factors' pairing turned."""
-    for kind in ("W_VO", "W_QK"):
-        W = getattr(model.parameters, kind)(layer, head)
-        Q = random_rotation(model.parameters.d_h, head).to(W.left.dtype)
-        for what, M in ((kind, W), (f"{kind}, turned", FactoredMatrix(W.left @ Q, W.right))):
-            found = word_pairs(space, M, K, drop="stem")
-            for rank, (words, score) in enumerate(zip(found.words, found.scores.tolist()), 1):
-                yield {"of": f"L{layer}H{head}", "what": what, "reading": "E", "rank": rank,
-                       "words": " → ".join(words), "score": score}
+# ---------------------------------------------------------------- what the parts need
 
 
-def jaccard(args: argparse.Namespace) -> pd.DataFrame:
-    """Jaccard overlap of the top 100 of rows that belong together, and of rows that do not."""
-    model, rows = load(args.models[0]), []
-    p, space = model.parameters, model.space()
-    for groups in TOGETHER:
-        one, two = (p.key_kinds[0] if group == "K" else group for group in groups)
-        for layer in range(p.L):
-            both = [p.vectors(group, layer) for group in (one, two)]
-            step = 1 if args.rows is None else max(1, len(both[0]) // args.rows)
-            first, second = (space.top(x[::step][: args.rows], 100, by_magnitude=True)[1]
-                             for x in both)
-            rows.append({"groups": ", ".join(groups), "layer": layer, "rows": len(first),
-                         "real": jaccard_at_k(first, second).mean().item(),
-                         "shuffled": jaccard_at_k(first, shuffled(second)).mean().item()})
-        print(f"jaccard: {', '.join(groups)}", flush=True)
-    return pd.DataFrame(rows)
+class Found(NamedTuple):
+    """Whether something is there, and which it is or why it is not."""
+
+    there: bool
+    said: str
 
 
-def overlap(args: argparse.Namespace) -> pd.DataFrame:
-    """Words of states among those of active parameters, in the model and in an untrained one."""
-    return pd.concat([measure_overlap.measure(args.models[0], args.data, args.texts, args.positions,
-                                              ["transpose"], untrained)
-                      for untrained in (False, True)])
+def found(look: Callable[..., str]) -> Callable[..., Found]:
+    """What `look` gives, or the sentence that it raises; nothing is looked for twice."""
+    @cache
+    def told(*names: str) -> Found:
+        try:
+            return Found(True, look(*names))
+        except (LookupError, ValueError, OSError) as error:
+            return Found(False, one_line(error))
+    return told
 
 
-def finetuning(args: argparse.Namespace) -> pd.DataFrame:
-    """The classifiers, seed by seed, and their accuracies."""
-    folder = args.out / "classifiers"
-    finetune.main([args.models[1], "--seeds", *map(str, range(1, args.seeds + 1)),
-                   "--data", args.data, "--out", str(folder), "--table",
-                   str(folder / "results.csv"), "--reviews", str(args.train), "--test",
-                   str(args.test), "--rate", str(args.rate), "--device", args.device])
-    return pd.read_csv(folder / "results.csv")
+@found
+def weights_of(name: str) -> str:
+    """Which weights a model's name stands for, in short: a hub model's commit, or a checksum."""
+    folder = locate(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{name!r} has no safetensors, and a pickle is not read: save the model "
+                         "again with `save_pretrained`, and name the folder in --models")
+    return fingerprint(name)[:12]
 
 
-def _classifiers(args: argparse.Namespace) -> list[Path]:
-    """The classifiers' files. Raises ValueError where there are none."""
-    if files := sorted((args.out / "classifiers").glob("*.safetensors")):
-        return files
-    raise ValueError("there are no classifiers yet: the part finetuning makes them")
+@found
+def reviews_of(data: str, split: str) -> str:
+    """How many reviews a split of IMDB has."""
+    return f"{len(read_imdb(split, data)):,} reviews"
 
 
-def displacement(args: argparse.Namespace) -> pd.DataFrame:
-    """What fine-tuning wrote, by a lexicon; the words of the head's displacement stand beside."""
-    before = load(args.models[1])
-    found = [measure_displacement.Measured(file, before) for file in _classifiers(args)]
-    words = []
-    for one in found:
-        moved = head_displacement(one.classifier)
-        words += [{"seed": one.seed, "side": side, "words": " ".join(one.space.words(x, K))}
-                  for side, x in (("praise", moved), ("blame", -moved))]
-    save_table(pd.DataFrame(words), args.out / "displacement_words.csv")
-    return measure_displacement.separation_table(found)
+def needs(part: str, args: argparse.Namespace) -> dict[str, Found]:
+    """All that a part needs, by name, and where it is.
+
+    Raises ValueError where too few models are named.
+    """
+    models, splits = PARTS[part].models, PARTS[part].splits
+    if (last := max(models)) >= len(args.models):
+        raise ValueError(f"{last + 1} models are needed, {len(args.models)} named")
+    return {args.models[i]: weights_of(args.models[i]) for i in models} | {
+        f"{args.data}, {split}": reviews_of(args.data, split) for split in splits}
 
 
-def aligned(args: argparse.Namespace) -> pd.DataFrame:
-    """Two models aligned, in embedding space and in feature space."""
-    one, two = args.models[2:4]
-    a, b = load(one), load(two)
-    feature = [measure_alignment.rows(alignment(a, b, group, "feature"), "feature space")
-               for group in measure_alignment.GROUPS]
-    return pd.concat([measure_alignment.measure(one, two, args.fit), *feature])
+def show_needs(args: argparse.Namespace) -> None:
+    """Print where everything is, before hours go by."""
+    shown = set()
+    for part in args.parts:
+        with suppress(ValueError):  # which one_part tells
+            for what, where in needs(part, args).items():
+                if what not in shown:
+                    print(f"{what}: {'' if where.there else 'missing, '}{where.said}", flush=True)
+                shown.add(what)
 
 
-def stitching(args: argparse.Namespace) -> pd.DataFrame:
-    """The classifiers on top of every layer of the host; a pass that is done is not done again."""
-    guest = Guest(_classifiers(args), args.data, args.device)
-    first, *others = guest.many[""].values()
-    for other in others:
-        share_weights(other.base, first.base)
-    model = placed(load(args.models[0]), args.device)
-    host = Host(model, tuple(range(model.parameters.L + 1)))
-    part = args.out / "stitching" / f"{Path(args.models[0]).name}+{Path(guest.name).name}.csv"
-    measure_stitching.measure(part, _passes(host, guest),
-                              guest, load_reviews("test", args.test, source=args.data))
-    return pd.read_csv(part)
+# ---------------------------------------------------------------- the run
 
 
-def _passes(host: Host, guest: Guest) -> Iterator[Pass]:
-    """The paper's stitch at every layer, ours beside it, and what both are held against."""
-    kernel, real = embedding_kernel(host.model, guest.model), guest.many[""]
-    few = dict(list(real.items())[:3])
-    blind = shuffled_kernel(host.model, guest.model)
-    found = list(host.streams(guest.fit[:MATCHED]))
-    there = positions(guest.states(guest.fit[MATCHED : 2 * MATCHED]), guest.layer)
-    mended = {("matched", i): (i, matched(kernel, positions(found, i), there))
-              for i in host.layers}
-    del found
-    paper = {("paper", i): (i, kernel) for i in host.layers}
-    host.model.model.bfloat16()  # from here on it only runs
-    yield Pass("own", Host(guest.model, (guest.layer,)),
-               {("own", guest.layer): (guest.layer, guest.unchanged)}, real)
-    yield Pass("every layer", host, paper | mended, real)
-    yield Pass("shuffled vocabulary", host, {("paper", i): (i, blind) for i in host.layers}, few)
-    yield Pass("noise", host, paper | mended, few, change=noise_in_place)
-    plain = {seed: displacement_only(one, guest.model) for seed, one in few.items()}
-    yield Pass("displacement only", host, paper, plain)
-    device = host.model.model.device.type
-    untrained = Host(placed(load(host.model.name, untrained=True), device), host.layers)
-    kernel = embedding_kernel(untrained.model, guest.model)
-    untrained.model.model.bfloat16()
-    yield Pass("untrained host", untrained, {("paper", i): (i, kernel) for i in host.layers}, few)
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-Part = tuple[int, Callable[[argparse.Namespace], pd.DataFrame], Callable[[pd.DataFrame], Figures]]
-PARTS: dict[str, Part] = {  # how many models must be named, the measurement, its figures
-    "examples": (1, examples, figures.of_examples), "jaccard": (1, jaccard, figures.of_jaccard),
-    "overlap": (1, overlap, figures.of_overlap),
-    "finetuning": (2, finetuning, figures.of_finetuning),
-    "displacement": (2, displacement, figures.of_displacement),
-    "stitching": (2, stitching, figures.of_stitching),
-    "alignment": (4, aligned, figures.of_alignment)}
-
-
-# ---------------------------------------------------------------- the run and its report
-
-
-def one_part(part: str, args: argparse.Namespace) -> tuple[Figures, str]:
-    """Measure a part that is not there yet; its figures, and what there is to say of it."""
-    file, (models, measure, summary) = args.out / f"{part}.csv", PARTS[part]
-    if len(args.models) < models:
-        return {}, f"not measured: {models} models are needed, {len(args.models)} named"
-    begun, said = time.monotonic(), "measured before"
+def one_part(part: str, args: argparse.Namespace) -> Run:
+    """Measure a part that is not there yet; its table, its figures, and what there is to say."""
+    file, times = args.out / f"{part}.csv", args.out / "minutes.json"
+    took = json.loads(times.read_text()) if times.exists() else {}
+    before, begun = file.exists(), time.monotonic()
     try:
-        if not file.exists():
+        if not before:
+            for need in needs(part, args).values():
+                if not need.there:
+                    raise ValueError(need.said)
             print(f"{part}: begun", flush=True)
-            save_table(measure(args).round(10), file)  # fewer digits tie, and match the diagonal
-            said = f"measured in {(time.monotonic() - begun) / 60:.1f} minutes"
-        return summary(pd.read_csv(file)), said
+            save_table(PARTS[part].measure(args).round(10), file)
+            took[part] = f"{(time.monotonic() - begun) / 60:.1f} minutes"
+            with whole_file(times) as new:
+                new.write_text(json.dumps(took))
+        table = pd.read_csv(file)
+        said = f"measured {'before, ' * before}in {took.get(part, 'an earlier run')}"
+        return Run(said, PARTS[part].figures(table), table, picture(part, table))
     except Exception as error:  # whatever it is, it goes into the report, and the next part begins
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return {}, f"not measured: {reason}"
+        return Run(f"not measured: {one_line(error)}", {})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the parts that are asked for, and write the report after each."""
+    show_needs(args)
+    done: dict[str, Run] = {}
+    for part in PARTS:  # in their order: stitching needs classifiers
+        if part in args.parts or (args.out / f"{part}.csv").exists():
+            done[part] = one_part(part, args)
+            memory = peak_memory(os.getpid())  # in MiB; None where it cannot be told
+            peak = f"; {memory / 1024:.1f} GiB at the peak so far" if memory else ""
+            print(f"{part}: {done[part].said}{peak}", flush=True)
+            read = {i for each in done for i in PARTS[each].models if i < len(args.models)}
+            weights = {name: weights_of(name).said for name in map(args.models.__getitem__, read)}
+            report(done, settings(args), weights, args.out)
+    print(f"the report: {args.out / 'report.html'} and report.csv")
 
 
 def settings(args: argparse.Namespace) -> dict:
@@ -272,7 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--heads", type=head, nargs="+", metavar="L21H7",
         help="of the examples (default: all of the neuron's layer)")
     add("--fit", type=int, default=100, help="embedded reviews for dictionaries (default 100)")
-    add("--rows", type=int, help="of a layer, for the Jaccard overlap (default: all)")
+    add("--rows", type=int,
+        help="of a group in a layer, for jaccard and displacement (default: all)")
     add("--texts", type=int, default=60, help="reviews for the overlap (default 60)")
     add("--positions", type=int, default=1000, help="in these reviews (default 1000)")
     add("--seeds", type=int, default=11, help="classifiers (default 11)")
@@ -283,12 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         default="cuda" if torch.cuda.is_available() else "cpu", help="of classifiers and stitches")
     args = parser.parse_args(arguments)
     _check_folder(args, parser)
-    found: dict[str, tuple[Figures, str]] = {}
-    for part in PARTS:  # in their order: stitching needs classifiers
-        if part in args.parts or (args.out / f"{part}.csv").exists():
-            found[part] = one_part(part, args)
-            memory = peak_memory(os.getpid())  # in MiB; None where it cannot be told
-            peak = f"; {memory / 1024:.1f} GiB at the peak so far" if memory else ""
-            print(f"{part}: {found[part][1]}{peak}", flush=True)
-            report(found, settings(args), args.out)
-    print(f"the report: {args.out / 'report.html'} and report.csv")
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped: the same command goes on from here\n")

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from embspace_helpers.classroom.reviews import read_imdb, text_hash
-from embspace_helpers.experiments.classifiers import Classifier, load_classifier, read_facts
+from embspace_helpers.experiments.classifiers import (
+    Classifier,
+    load_classifier,
+    read_facts,
+    share_weights,
+)
 from embspace_helpers.experiments.kernels import (
     Translation,
     embedding_kernel,
@@ -53,6 +58,7 @@ class Guest:
 
     def __init__(self, files: Sequence[Path], data: str | Path, device: str = "cpu"):
         """Load all; unlabelled reviews come in the order of their hash."""
+        first: Classifier | None = None
         self.many: dict[str, dict[int, Classifier]] = {}  # kind -> seed -> classifier
         for file in files:
             facts = read_facts(file)
@@ -61,6 +67,8 @@ class Guest:
             kind = facts.get("task") or ("shuffled labels" if shuffled else "")
             classifier = load_classifier(self.name, path=file)
             classifier.to(device).base.bfloat16()
+            first = first or classifier
+            share_weights(classifier.base, first.base)  # what was frozen is one and the same
             self.many.setdefault(kind, {})[seed] = classifier
         self.model = placed(load(self.name), device)
         self.layer = self.model.parameters.L - LAST

@@ -1,15 +1,25 @@
 """The command that measures the paper's tables, on small models of the paper's kinds."""
 
+import re
+import shutil
+from html import escape
+
 import pandas as pd
 import pytest
+import torch
+from huggingface_hub import constants
 from tiny_reviews import imdb_folder, reviews
 from true_shapes import SMALL, paper_models
 
 from embspace_helpers import load
+from embspace_helpers.experiments.noise import noise_in_place
 from embspace_helpers.experiments.statistics import jaccard_at_k
-from embspace_helpers.workshop import finetune, reproduce
+from embspace_helpers.experiments.stitching import Stream
+from embspace_helpers.workshop import finetune, measure_stitching, reproduce, reproduce_parts
 from embspace_helpers.workshop.reproduce import PARTS, head, main
-from embspace_helpers.workshop.reproduce_report import PAPER
+from embspace_helpers.workshop.reproduce_figures import Figure, of_displacement, of_jaccard
+from embspace_helpers.workshop.reproduce_pictures import PICTURES
+from embspace_helpers.workshop.reproduce_report import ABOUT, MODELS, PAPER
 
 SIZES = ["--neuron", "2", "5", "--heads", "L1H0", "L3H1", "--fit", "6", "--texts", "6",
          "--positions", "30", "--seeds", "2", "--train", "16", "--rate", "0.003", "--test", "8",
@@ -33,7 +43,8 @@ def small():
         few = finetune.load_reviews
         patch.setattr(finetune, "load_reviews", lambda split, n=None, seed=0, source="embedded":
                       few(split, 8 if source == "embedded" else n, seed, source))
-        patch.setattr(reproduce, "MATCHED", 4)
+        patch.setattr(reproduce_parts, "MATCHED", 4)
+        patch.setattr(reproduce_parts, "BATCH", {"cpu": 3})
         yield
 
 
@@ -99,12 +110,57 @@ def test_all_stitches_are_there(out):
     assert (table["reviews"] == 8).all() and set(table["seed"]) == {1, 2}
 
 
+def test_noise_is_drawn_by_a_texts_number_among_all_reviews():
+    states = {0: torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))}
+    mask = torch.ones(4, 3)
+    here, there = (Stream(torch.arange(4) + start, mask.long(), mask, states) for start in (0, 32))
+    (noise,) = noise_in_place([there])
+    (found,) = reproduce_parts._numbered(noise_in_place, 32)([here])
+    assert torch.equal(found.states[0], noise.states[0]) and found.texts.tolist() == [0, 1, 2, 3]
+    assert not torch.equal(found.states[0], next(noise_in_place([here])).states[0])
+
+
+class Killed(BaseException):
+    """Stops a run without a chance to clear up."""
+
+
+def killed_at(monkeypatch, place, name, at):
+    """Let a function be called so many times, then kill; at None, only count. Returns the calls."""
+    real, calls = getattr(place, name), []
+
+    def counted(*args):
+        if len(calls) == at:
+            raise Killed
+        calls.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(place, name, counted)
+    return calls
+
+
+def test_a_killed_run_goes_on_where_it_was(out, world, tmp_path, monkeypatch):
+    shutil.copytree(out / "classifiers", tmp_path / "classifiers")
+    places = {"Measured": reproduce_parts, "counted": measure_stitching}
+    for name, at in (("Measured", 2), ("counted", 3), ("counted", 5)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_at(patch, places[name], name, at)
+            run(world, tmp_path, "--parts", "displacement", "stitching")
+    pieces = {file: file.read_bytes() for file in (tmp_path / "pieces").iterdir()}
+    assert len(pieces) == 5  # the rows before, two classifiers, two times six reviews
+    assert not (tmp_path / "stitching.csv").exists()
+    calls = killed_at(monkeypatch, measure_stitching, "counted", None)
+    run(world, tmp_path, "--parts", "displacement", "stitching")
+    assert 0 < len(calls) < 12
+    for name in ("displacement", "stitching"):
+        assert pd.read_csv(tmp_path / f"{name}.csv").equals(pd.read_csv(out / f"{name}.csv"))
+
+
 def test_it_goes_on_with_what_is_missing(out, world, monkeypatch, capsys):
     before = pd.read_csv(out / "overlap.csv")
     (out / "overlap.csv").unlink()
     kept = {part: entry for part, entry in PARTS.items() if part != "overlap"}
     monkeypatch.setattr(reproduce, "PARTS", PARTS | {
-        part: (n, None, summary) for part, (n, _, summary) in kept.items()})
+        part: entry._replace(measure=None) for part, entry in kept.items()})
     table = run(world, out, "--parts", "overlap")
     assert pd.read_csv(out / "overlap.csv").equals(before)
     assert capsys.readouterr().out.count("measured before") == 6 and (table["measured"] != "").all()
@@ -121,7 +177,7 @@ def test_a_part_that_fails_is_told_and_stops_no_other(world, tmp_path, capsys):
     main(["--models", *models[:2], "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path),
           *SIZES, "--rows", "5"])
     said = capsys.readouterr().out
-    assert said.count("there are no classifiers yet: the part finetuning makes them") == 2
+    assert "displacement: not measured: 0 of 2 classifiers are there: the part finetuning" in said
     assert "overlap: not measured: no file plain_text/test" in said
     assert "alignment: not measured: 4 models are needed, 2 named" in said
     table = pd.read_csv(tmp_path / "report.csv", keep_default_na=False)
@@ -140,6 +196,76 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path, capsys):
 def test_a_neuron_that_is_not_there_is_one_sentence(world, tmp_path, capsys):
     main(["--models", world[0][0], "--parts", "examples", "--out", str(tmp_path)])
     assert "examples: not measured: no layer 23: layers are 0 to 3" in capsys.readouterr().out
+
+
+def test_without_a_network_every_part_says_so_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main(["--parts", "jaccard", "overlap", "alignment", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out.splitlines()
+    assert [x.split(":")[0] for x in said[:4]] == ["gpt2-medium", "stanfordnlp/imdb, test",
+                                                   *MODELS[2:]]
+    for line in said[:-1]:
+        assert "HF_HUB_OFFLINE is set, so the hub is not asked" in line
+        assert "missing, " in line or "not measured: " in line
+    assert len(said) == 8 and said[-1].startswith("the report: ")
+
+
+def test_a_pickle_alone_is_one_sentence(tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    main(["--models", str(folder), "--parts", "jaccard", "--out", str(tmp_path)])
+    assert "jaccard: not measured: " in (said := capsys.readouterr().out)
+    assert said.count("has no safetensors, and a pickle is not read: save the model") == 2
+
+
+def test_only_models_of_the_chosen_parts_are_looked_for(world, tmp_path, capsys):
+    main(["--models", world[0][0], "no/such", "no/such", "no/such", "--parts", "jaccard",
+          "--rows", "3", "--out", str(tmp_path)])
+    assert "no/such" not in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text().count("<td>not read</td>") == 3
+
+
+def test_stopped_by_hand_it_says_what_to_do(world, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(reproduce_parts, "_lists", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["--models", world[0][0], "--parts", "jaccard", "--out", str(tmp_path)])
+    assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_report_explains_its_numbers(out):
+    page = (out / "report.html").read_text()
+    for part, (heading, what, how) in ABOUT.items():
+        assert f'<h2 id="{part}">{escape(heading)}</h2>' in page
+        assert escape(what) in page and escape(how) in page
+    pictures = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]+)">', page)
+    assert len(pictures) == len(PICTURES) and all(len(alt) > 40 for alt in pictures)
+    assert "prefers-color-scheme: dark" in page and "These are not the paper" in page
+    paper = pd.read_csv(PAPER)
+    assert set(ABOUT) == set(PARTS) == set(paper["part"])
+
+
+def test_figures_have_the_spread_of_their_units():
+    table = pd.DataFrame({"groups": "K, V", "layer": range(4), "rows": 64,
+                          "real": [0.1, 0.2, 0.3, 0.6], "shuffled": [0.1, 0.1, 0.1, 0.1]})
+    assert of_jaccard(table) == {"K, V": Figure("0.30 (0.10 to 0.60)", "0.10 (0.10 to 0.10)",
+                                                "4 layers of 64 pairs")}
+    rows = [{"group": group, "layer": i, "rows": 8, "seed": seed, "state": state,
+             "separating": share}
+            for group, i, seed, state, share in (
+                ("K", 1, 1, "after", 0.2), ("K", 2, 1, "after", 0.4), ("K", 1, 2, "after", 0.6),
+                ("K", 2, 2, "after", 0.8), ("K", 1, 0, "before", 0.1), ("K", 2, 0, "before", 0.3),
+                ("head", 3, 1, "after", 1), ("head", 3, 2, "after", 1),
+                ("head", 3, 1, "before", 0), ("head", 3, 2, "before", 1))]
+    assert of_displacement(pd.DataFrame(rows)) == {
+        "share of K that separates praise from blame": Figure(
+            "0.50 (0.30 to 0.70)", "0.20; chance 0.05", "2 classifiers, 2 layers of 8 rows"),
+        "heads that separate praise from blame": Figure("2 of 2", "1 of 2; chance 0.05",
+                                                        "2 classifiers")}
 
 
 def test_heads_are_named_as_everywhere():
