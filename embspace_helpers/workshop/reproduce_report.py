@@ -18,7 +18,8 @@ from embspace_helpers.reading.sources import DATA
 from embspace_helpers.workshop.reproduce_figures import Figure, Figures
 from embspace_helpers.workshop.reproduce_pictures import PICTURES
 
-MODELS = ("gpt2-medium", "gpt2", "google/multiberts-seed_0", "google/multiberts-seed_1")
+MODELS = ("openai-community/gpt2-medium", "openai-community/gpt2", "google/multiberts-seed_0",
+          "google/multiberts-seed_1")
 ROLES = ("is read, and hosts the stitch", "is fine-tuned", "is aligned", "is aligned")
 PAPER = DATA / "paper_figures.csv"  # what Dar et al. (2023) report, part by part
 COLUMNS = {"what": "", "measured": "measured here", "held_against": "control", "control":
@@ -68,7 +69,8 @@ ABOUT = {  # part -> heading, what is measured, how its numbers are to be read
         "last three layers and head. No training.",
         "Accuracy, of every classifier at its best layer. The layer is chosen with the labels, in "
         "the controls too, so that a figure a little above 0.50 says nothing. Mean over "
-        "classifiers, with the worst and the best in brackets."),
+        "classifiers, with the worst and the best in brackets. The controls are of the first "
+        "three classifiers."),
     "alignment": (
         "Do two models learn the same things in the same layers?",
         "Layers of two models are matched by the mean absolute correlation of their rows, as "

@@ -20,6 +20,7 @@ from embspace_helpers.workshop.reproduce import PARTS, head, main
 from embspace_helpers.workshop.reproduce_figures import Figure, of_displacement, of_jaccard
 from embspace_helpers.workshop.reproduce_pictures import PICTURES
 from embspace_helpers.workshop.reproduce_report import ABOUT, MODELS, PAPER
+from embspace_helpers.workshop.stitching_recipes import Guest
 
 SIZES = ["--neuron", "2", "5", "--heads", "L1H0", "L3H1", "--fit", "6", "--texts", "6",
          "--positions", "30", "--seeds", "2", "--train", "16", "--rate", "0.003", "--test", "8",
@@ -120,6 +121,14 @@ def test_noise_is_drawn_by_a_texts_number_among_all_reviews():
     assert not torch.equal(found.states[0], next(noise_in_place([here])).states[0])
 
 
+def test_classifiers_in_memory_share_what_was_frozen(out, world):
+    guest = Guest(sorted((out / "classifiers").glob("*.safetensors")), world[1])
+    one, two = (dict(x.base.named_parameters()) for x in guest.many[""].values())
+    shared = {name for name in one if one[name].data_ptr() == two[name].data_ptr()}
+    free = {name for name, weight in one.items() if name.startswith("h.") and weight.ndim > 1}
+    assert "wte.weight" in shared and set(one) - shared == free
+
+
 class Killed(BaseException):
     """Stops a run without a chance to clear up."""
 
@@ -203,7 +212,7 @@ def test_without_a_network_every_part_says_so_in_a_sentence(tmp_path, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     main(["--parts", "jaccard", "overlap", "alignment", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out.splitlines()
-    assert [x.split(":")[0] for x in said[:4]] == ["gpt2-medium", "stanfordnlp/imdb, test",
+    assert [x.split(":")[0] for x in said[:4]] == [MODELS[0], "stanfordnlp/imdb, test",
                                                    *MODELS[2:]]
     for line in said[:-1]:
         assert "HF_HUB_OFFLINE is set, so the hub is not asked" in line
