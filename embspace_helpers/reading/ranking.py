@@ -54,53 +54,56 @@ class Scan:
                  first: int = 0, dropped: Tensor | None = None):
         """Make room; nothing is computed yet."""
         self.columns, self.k, self.m, self.first = columns, k, columns.shape[1], first
-        blocks = -(-self.m // BLOCK)
-        self.ends = {sign: columns.new_empty(rows, blocks) for sign in signs}  # of every block
-        self.places = torch.empty(rows, blocks, dtype=torch.long, device=columns.device)
-        self.tile = columns.new_empty(rows * min(TILE, blocks * BLOCK))
+        starts = [*range(0, self.m + TILE, TILE)]
+        shape = len(starts) - 1, rows, min(TILE, self.m + BLOCK - 1) // BLOCK  # tile by tile
+        self.ends = {sign: columns.new_empty(shape) for sign in signs}  # of every block
+        self.places = torch.empty(shape, dtype=torch.long, device=columns.device)
+        self.tile = columns.new_empty(rows * shape[2] * BLOCK)
         self.kept = columns.new_empty(0, BLOCK)  # blocks, at the `places` that are set
-        starts = torch.arange(0, self.m + TILE, TILE)
         self.dropped: Sequence[Tensor] = ()
         if dropped is not None:
-            cuts = torch.searchsorted(dropped, starts.to(dropped))
-            self.dropped = [dropped[i:j] % TILE for i, j in zip(cuts.tolist(), cuts[1:].tolist())]
+            cuts = torch.searchsorted(dropped, dropped.new_tensor(starts)).tolist()
+            self.dropped = [dropped[i:j] % TILE for i, j in zip(cuts, cuts[1:])]
 
     def read(self, x: Tensor) -> None:
         """Make the scores of x (n, d); `top` is about them from now on."""
         self.n, self.used, bounds = len(x), 0, {}
         for number, start in enumerate(range(0, self.m, TILE)):
-            done = start // BLOCK  # blocks of the tiles before
-            if done >= self.k and number & (number - 1) == 0:  # behind tiles 1, 2, 4, 8, ...
-                bounds = {sign: _last(ends[: self.n, :done], self.k, sign > 0)
-                          for sign, ends in self.ends.items()}
+            if start >= self.k * BLOCK and number & (number - 1) == 0:  # behind 1, 2, 4, ... tiles
+                bounds = {sign: _last(self._ends(sign, start // BLOCK), self.k, sign > 0)
+                          for sign in self.ends}
             part = self.columns[:, start : start + TILE]
             width = -(-part.shape[1] // BLOCK) * BLOCK
             scores = self.tile[: self.n * width].view(self.n, width)
             torch.mm(x, part, out=scores[:, : part.shape[1]])
-            self._keep(scores, done, bounds)
+            self._keep(scores, number, bounds)
 
-    def _keep(self, scores: Tensor, done: int, bounds: dict[int, Tensor]) -> None:
+    def _ends(self, sign: int, blocks: int) -> Tensor:
+        """The ends of the first so many blocks, (n, blocks)."""
+        return self.ends[sign][:, : self.n].transpose(0, 1).flatten(1)[:, :blocks]
+
+    def _keep(self, scores: Tensor, number: int, bounds: dict[int, Tensor]) -> None:
         """Take the ends of a tile's blocks, and keep those that may hold one of the best."""
         blocks = scores.view(self.n, scores.shape[1] // BLOCK, BLOCK)
-        there = slice(done, done + blocks.shape[1])
+        width, done = blocks.shape[1], number * TILE // BLOCK
         wanted = torch.full(blocks.shape[:2], not bounds, device=scores.device)
         for sign, all_ends in self.ends.items():
             if self.dropped:
-                scores.index_fill_(1, self.dropped[done * BLOCK // TILE], -sign * torch.inf)
-            ends = all_ends[: self.n, there]
+                scores.index_fill_(1, self.dropped[number], -sign * torch.inf)
+            ends = all_ends[number, : self.n, :width]
             (torch.amax if sign > 0 else torch.amin)(blocks, 2, out=ends)
             if bounds:
                 wanted |= ends >= bounds[sign] if sign > 0 else ends <= bounds[sign]
         for count in (self.first, self.m):  # blocks that are cut have no end of their own
-            if count % BLOCK and there.start <= count // BLOCK < there.stop:
+            if count % BLOCK and done <= count // BLOCK < done + width:
                 wanted[:, count // BLOCK - done] = True
         index = wanted.flatten().nonzero().squeeze(1)
         before, self.used = self.used, self.used + len(index)
         if self.used > len(self.kept):
-            more = max(self.used, 2 * before, 5 * self.tile.numel() // BLOCK // 2)
+            more = max(self.used, 2 * before, 4 * self.tile.numel() // BLOCK)  # mostly enough
             self.kept = torch.cat([self.kept[:before], self.kept.new_empty(more - before, BLOCK)])
         torch.index_select(blocks.flatten(0, 1), 0, index, out=self.kept[before : self.used])
-        self.places[: self.n, there].masked_scatter_(
+        self.places[number, : self.n, :width].masked_scatter_(
             wanted, torch.arange(before, self.used, device=index.device))
 
     def top(self, k: int, largest: bool = True, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -111,12 +114,12 @@ class Scan:
         blocks, rest = divmod(first or self.m, BLOCK)
         best = torch.arange(blocks, device=self.kept.device).expand(self.n, -1)
         if blocks > k:
-            ends = self.ends[1 if largest else -1][: self.n, :blocks]
-            best = _best(ends, k, largest)  # (n, k)
+            best = _best(self._ends(1 if largest else -1, blocks), k, largest)  # (n, k)
         if rest:
             best = torch.cat([best, best.new_full((self.n, 1), blocks)], 1)
-        places = self.places[: self.n].gather(1, best).flatten()
-        found = self.kept.index_select(0, places).view(self.n, best.shape[1] * BLOCK)
+        rows, per = torch.arange(self.n, device=best.device)[:, None], TILE // BLOCK
+        places = self.places[best // per, rows, best % per]
+        found = self.kept.index_select(0, places.flatten()).view(self.n, best.shape[1] * BLOCK)
         worst = -torch.inf if largest else torch.inf
         if rest:
             found[:, rest - BLOCK :] = worst
