@@ -5,6 +5,7 @@ so that only these are sorted; `torch.topk` of everything takes several times as
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Scan:
         self.dropped: Sequence[Tensor] = ()
         if dropped is not None:
             cuts = torch.searchsorted(dropped, dropped.new_tensor(starts)).tolist()
-            self.dropped = [dropped[i:j] % TILE for i, j in zip(cuts, cuts[1:])]
+            self.dropped = [dropped[i:j] % TILE for i, j in pairwise(cuts)]
 
     def read(self, x: Tensor) -> None:
         """Make the scores of x (n, d); `top` is about them from now on."""
