@@ -100,4 +100,5 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         row = train_one(args.name, recipe, args.data, path, args.reviews, args.test, args.device)
         save_table(replace_rows(pd.DataFrame([row]).round(4), args.table, KEY), args.table)
-        print(row, flush=True)
+        print(f"{path.name}: loss {row['loss']:.2f}, {row['imdb']:.2f} of {row['imdb_reviews']:,} "
+              f"test reviews right, trained in {row['minutes']:.1f} minutes", flush=True)
