@@ -78,7 +78,7 @@ def canvas(takeaway: str, words: str, height: float = 2.6, width: float = 9.5) -
     return ax
 
 
-def write(ax: Axes, x: float, y: float, text: str, colour: str = INK, size: float = 10,
+def write(ax: Axes, x: float, y: float, text: str, colour: str = INK, size: float = 11,
           align: str = "center", vertical: str = "center") -> None:
     """A text at (x, y)."""
     ax.text(x, y, text, ha=align, va=vertical, fontsize=size, color=TEXT.get(colour, colour))
@@ -90,7 +90,7 @@ def box(ax: Axes, x: float, y: float, text: str, width: float = 1.3, height: flo
     ax.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor=BLOCK,
                            edgecolor=colour, linewidth=1.5, linestyle="--" if dashed else "-",
                            zorder=2))
-    write(ax, x, y, text, colour, 10.5)
+    write(ax, x, y, text, colour, 11.5)
     return Box(x, y, width, height)
 
 
@@ -104,7 +104,7 @@ def arrow(ax: Axes, *points: Point, text: str = "", place: str = "above", colour
                              key=lambda p: abs(p[0][0] - p[1][0]) + abs(p[0][1] - p[1][1]))
     align, vertical, right, up = BESIDE[place]
     if text:
-        write(ax, (x0 + x1) / 2 + right, (y0 + y1) / 2 + up, text, colour, 10, align, vertical)
+        write(ax, (x0 + x1) / 2 + right, (y0 + y1) / 2 + up, text, colour, 11, align, vertical)
 
 
 def rail(ax: Axes, start: Point, end: Point, text: str) -> None:
@@ -192,7 +192,7 @@ def head() -> None:
     for x, title, left, right, product, colour in (
             (0.3, "matches", "$W_Q$", "$W_K^\\top$", "$W_{QK}$", READ),
             (5.0, "moves", "$W_V$", "$W_O$", "$W_{VO}$", WRITTEN)):
-        write(ax, x, 2.1, f"{product}: what it {title}", size=11, align="left")
+        write(ax, x, 2.1, f"{product}: what it {title}", size=12, align="left")
         box(ax, x + thin / 2, base + side / 2, left, thin, side, READ)
         box(ax, x + 0.8 + side / 2, base + side - thin / 2, right, side, thin, colour)
         box(ax, x + 2.75 + side / 2, base + side / 2, f"{product}\n$(d, d)$\nrank $d_h$", side,

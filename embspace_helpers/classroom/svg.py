@@ -21,7 +21,9 @@ from matplotlib.typing import ColorType
 
 LETTERS = {Path.MOVETO: "m", Path.LINETO: "l", Path.CURVE3: "q", Path.CURVE4: "c"}
 FINE = 10  # units of the drawing in a point, 1/72 inch: coordinates are whole numbers
-PIXELS = 96 / 72  # of a page, in a point
+# Pixels of a page in a point: 9.5 inches take 820, and JupyterLab, which cuts an SVG that is too
+# wide, has 848 in a window of 1280
+PIXELS = 820 / (9.5 * 72)
 
 
 def draw(figure: Figure, title: str, description: str, dark: Mapping[str, str]) -> str:

@@ -35,7 +35,7 @@ def test_outline_steps_from_point_to_point_with_y_downwards():
 
 def test_is_paths_with_colours_as_attributes_and_nothing_a_cleaner_takes_out(figure):
     root = ET.fromstring(svg.draw(figure, "A & B", "A line, < 2 inches.", DARK))
-    assert (root.get("width"), root.get("height")) == ("192", "96")
+    assert (root.get("width"), root.get("height")) == ("173", "86")
     assert root.get("viewBox") == "0 0 1440 720"
     parts = [element.tag.removeprefix(NAME) for element in root]
     assert parts[:3] == ["title", "desc", "style"] and set(parts[3:]) == {"path"}
