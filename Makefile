@@ -10,6 +10,7 @@ LOCK := binder/constraints.txt
 INSTALL := embspace_helpers/workshop/install.py
 TORCH ?= $(shell sed -n 's/^torch==//p' $(LOCK))
 PY := $(VENV)/bin/python
+PAGE := embspace_helpers/workshop/html.j2
 HOOK := embspace_helpers.workshop.jupyter_hook.keep_metadata
 # What is set up already: the packages, the models, the developers' tools.
 PACKAGES := $(VENV)/.packages
@@ -52,7 +53,8 @@ doctor:
 	@$(PY) -m embspace_helpers.doctor
 
 run: atlases
-	$(PY) -m nbconvert --execute --to html --output-dir build/html notebooks/*.ipynb
+	$(PY) -m nbconvert --execute --to html --template-file $(PAGE) --output-dir build/html \
+	  notebooks/*.ipynb
 
 test: atlases
 	$(PY) -m $(if $(COVERAGE),coverage run -m )pytest $(FILES_APART)

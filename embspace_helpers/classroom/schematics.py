@@ -17,10 +17,10 @@ E_BLUE, F_ORANGE, DICTIONARY_GREEN = plots.COLOURS[:3]  # as in all figures
 READ, WRITTEN = "#A84E80", E_BLUE  # parameters that read the stream, and that write to it
 INK, GREY, PAPER, BLOCK = "#333333", plots.GREY, "#FFFFFF", "#F2F4F7"
 # Text needs more contrast than a line: the same hue, darker
-TEXT = {F_ORANGE: "#B34F00", DICTIONARY_GREEN: "#007A58", GREY: "#666666"}
+TEXT = {F_ORANGE: "#B34F00", DICTIONARY_GREEN: "#007A5A", GREY: "#666666"}
 DARK = {PAPER: "#1B1F24", BLOCK: "#2A3038", INK: "#E6E9ED", "#000000": "#E6E9ED",
-        E_BLUE: "#5AB4F0", READ: "#E79CC8", F_ORANGE: "#FF8F3D", DICTIONARY_GREEN: "#2CC99A",
-        GREY: "#A6ADB5", TEXT[F_ORANGE]: "#FF8F3D", TEXT[DICTIONARY_GREEN]: "#2CC99A",
+        E_BLUE: "#56B4E9", READ: "#E79CC8", F_ORANGE: "#FF8F3D", DICTIONARY_GREEN: "#3FD9A8",
+        GREY: "#A6ADB5", TEXT[F_ORANGE]: "#FF8F3D", TEXT[DICTIONARY_GREEN]: "#3FD9A8",
         TEXT[GREY]: "#A6ADB5"}
 TITLE = 0.4  # inches
 Point = tuple[float, float]
