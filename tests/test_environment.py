@@ -33,7 +33,6 @@ NOT_IMPORTED = {
     "accelerate": "transformers needs it to read a GGUF file",
     "ipykernel": "the kernel of the notebooks",
     "jupyterlab": "make lab",
-    "nbconvert": "make run",
     "pytest-xdist": "make test: two files at a time",
 }
 
