@@ -1,11 +1,12 @@
 """Heads ablated one by one against one place and one pass at a time, on tiny models in float64."""
 
+import pandas as pd
 import pytest
 import torch
 from tiny_models import close, random, tiny_model
 
 from embspace_helpers.experiments.ablation import ablate_moves, matched_words
-from embspace_helpers.experiments.head_effects import SOURCES, HeadTest
+from embspace_helpers.experiments.head_effects import HEAD_RESULTS, SOURCES, HeadTest
 from embspace_helpers.reading.activations import capture
 
 LENGTH, REACH, LAYER = 12, 3, 1
@@ -116,3 +117,15 @@ def test_known_final_states_save_a_pass(test):
     args = test.model, test.tokens, LAYER, 0, places, test.ids, REACH
     close(ablate_moves(*args, usual), ablate_moves(*args))
     assert ablate_moves(*args, usual + random(6, REACH + 1, 12)).abs().max() > 1e-3
+
+
+def test_the_file_that_ships_holds_every_head():
+    table = pd.read_csv(HEAD_RESULTS)
+    assert not table.duplicated(["model", "layer", "head", "seen"]).any()
+    heads = table.drop_duplicates(["model", "layer", "head"])["model"].value_counts().to_dict()
+    assert heads == {"smollm2": 30 * 9, "twin-a": 6 * 3} and len(table) == 3 * (30 * 9 + 6 * 3)
+    assert (table["texts"] == 8).all() and (table["source"] == "embedded").all()
+    assert (table["low"] <= table["own"]).all() and (table["own"] <= table["high"]).all()
+    own = table.pivot_table(index=["model", "layer"], columns="seen", values="own")
+    first = own.loc[("smollm2", 0)]  # there the state is the embedding: no position is added
+    assert first["embedding"] == first["state"]
