@@ -1,6 +1,6 @@
 """Measure average Jacobians beside dictionaries, for notebook 02: cost, and three tests.
 
-    python -m embspace_helpers.jacobians twin-a twin-b --out jacobians.csv
+    python -m embspace_helpers.jacobians twin-a twin-b wide-w --out jacobians.csv
 
 Both are fitted on the same reviews. A line for every test, layer, reading and sign:
 

@@ -40,20 +40,28 @@ def test_the_command_measures_every_layer_and_replaces_its_rows(tmp_path, capsys
     assert {x.split()[0] for x in with_cost} == {"dictionary", "jacobian"}
 
 
-def test_the_file_says_what_notebook_02_says():
-    """Means of both twins: keys alike through both, at hundreds of times the cost; values."""
+TWINS, WIDE = ["twin-a", "twin-b"], ["wide-w"]
+
+
+def test_the_file_holds_the_models_that_notebook_02_names():
+    assert set(pd.read_csv(JACOBIANS)["model"]) == {*TWINS, *WIDE}
+
+
+@pytest.mark.parametrize("models", [TWINS, WIDE], ids=["twins", "wide-w"])
+def test_the_file_says_what_notebook_02_says(models):
+    """Keys alike through both, at hundreds of times the cost; values; of twins and W apart."""
     table = pd.read_csv(JACOBIANS)
-    table = table[table["sign"] == "+"]
-    assert set(table["model"]) == {"twin-a", "twin-b"}
+    table = table[(table["sign"] == "+") & table["model"].isin(models)]
     cost = table.groupby("reading")["seconds"].mean()
     assert cost["jacobian"] > 300 * cost["dictionary"]
     means = table.pivot_table(index=["test", "group", "layer"], columns="reading",
                               values="vectors")
     keys = means.loc["readable", "K"]
-    assert (keys["jacobian"] - keys["dictionary"]).abs().max() < 0.02
+    assert (keys["jacobian"] - keys["dictionary"]).abs().max() < 0.05
+    assert keys["jacobian"].mean() == pytest.approx(keys["dictionary"].mean(), abs=0.02)
     fires = means.loc["fires here", "K"]
     assert fires["jacobian"].mean() == pytest.approx(fires["dictionary"].mean(), abs=0.05)
     assert (fires["jacobian"] > fires["transpose"])[1:].all()
-    falls = means.loc["falls most", "V"][:5]
+    falls = means.loc["falls most", "V"][:-1]  # the last layer's map is the identity
     assert (falls["jacobian here"] > falls["final gain"]).all()
     assert (falls["jacobian"] < falls["final gain"]).all()
