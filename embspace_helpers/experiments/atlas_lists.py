@@ -83,7 +83,7 @@ class Lister:
 
     `k` words each, of the kept tokens of `model`; with a `judge` also their coherence. `device`:
     where the scores are made, which holds a copy of E. `side`: "E", or "E_out" in its place.
-    Memory: that copy and what a `Scan` of `ROWS` vectors takes.
+    Memory: that copy, and the scores of `ROWS` vectors.
     """
 
     def __init__(self, model: Model, k: int = 20, judge: Judge | None = None,
@@ -98,7 +98,7 @@ class Lister:
         columns = space.E.T[order].to(self.device).T  # (d, kept)
         self.mean, self.C = (x.to(columns) for x in space.moments)
         self.scan = Scan(columns, max(k, JUDGED if self.judged else 0), rows=ROWS,
-                         first=self.judged)
+                         first=self.judged, tile=len(order))
 
     def lists(self, x: Tensor, map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """For x (n, d): ids (n, 2, k), scores (n, 2, k) and coherence (n, 2), of +x and of -x.

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny_models import close, random
 
-from embspace_helpers.reading import ranking
 from embspace_helpers.reading.ranking import BLOCK, TILE, Scan, both_ends, larger, top_k
 
 SIZES = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 40 * BLOCK, 40 * BLOCK + 17, 41 * BLOCK - 1]
@@ -87,10 +86,9 @@ def test_scores_are_given_back_as_they_were():
 # ---- scores that are never held all at once
 
 
-@pytest.fixture(params=[4 * BLOCK, TILE])
-def tile(request, monkeypatch):
-    """Tiles of 4 blocks, so that bounds are set early and often, and tiles as they are."""
-    monkeypatch.setattr(ranking, "TILE", request.param)
+@pytest.fixture(params=[4 * BLOCK, TILE, 100 * TILE])
+def tile(request):
+    """Tiles of 4 blocks, so that bounds are set early and often, as they are, and of everything."""
     return request.param
 
 
@@ -116,7 +114,7 @@ def test_a_scan_finds_the_best_of_everything(m, make, tile):
     x, columns = make(5, 6), make(6, m, seed=1)
     scores, k = x @ columns, min(m, 20)
     for signs in ((1,), (-1,), (1, -1)):
-        scan = Scan(columns, k, signs, rows=5)
+        scan = Scan(columns, k, signs, rows=5, tile=tile)
         for part in (slice(0, 5), slice(2, 4), slice(0, 0)):  # one behind the other
             scan.read(x[part])
             for sign in signs:
@@ -131,7 +129,7 @@ def test_a_scan_finds_the_best_of_everything(m, make, tile):
 def test_a_scan_finds_the_best_of_the_first_columns_too(first, tile):
     x, columns = whole(4, 6), whole(6, 70 * BLOCK, seed=1)
     columns[:, first:] *= 3  # those behind are better
-    scan = Scan(columns, 20, rows=4, first=first)
+    scan = Scan(columns, 20, rows=4, first=first, tile=tile)
     scan.read(x)
     for largest in (True, False):
         check_scan(scan, x @ columns, 10, largest, first)
@@ -144,20 +142,19 @@ def test_dropped_columns_are_never_found(signs, tile):
     x, columns = whole(4, 6), whole(6, m, seed=1)
     dropped = torch.randperm(m, generator=torch.Generator().manual_seed(0))[: m // 3].sort().values
     columns[:, dropped] *= 9
-    scan = Scan(columns, 20, signs, 4, dropped=dropped)
+    scan = Scan(columns, 20, signs, 4, dropped=dropped, tile=tile)
     scan.read(x)
     for sign in signs:
         scores = (x @ columns).index_fill_(1, dropped, -sign * torch.inf)
         check_scan(scan, scores, 20, sign > 0)
 
 
-def test_a_scan_keeps_few_scores_but_all_where_each_is_better_than_the_last(monkeypatch):
-    monkeypatch.setattr(ranking, "TILE", 4 * BLOCK)
-    m = 400 * BLOCK
-    scan = Scan(random(6, m, seed=1), 3, (1,), rows=5)
+def test_a_scan_keeps_few_scores_but_all_where_each_is_better_than_the_last():
+    m, tile = 400 * BLOCK, 4 * BLOCK
+    scan = Scan(random(6, m, seed=1), 3, (1,), rows=5, tile=tile)
     scan.read(random(5, 6))
     assert scan.used < 5 * 50
-    scan = Scan(torch.arange(m).double()[None], 3, (1, -1), rows=2)
+    scan = Scan(torch.arange(m).double()[None], 3, (1, -1), rows=2, tile=tile)
     scan.read(torch.ones(2, 1, dtype=torch.float64))
     assert scan.used == 2 * 400 and len(scan.kept) >= scan.used
     assert scan.top(3)[1].tolist() == [[m - 1, m - 2, m - 3]] * 2
