@@ -1,14 +1,14 @@
 """Ablation: change one activation and see which words the model finds more or less likely.
 
 A reading says which words a parameter writes. These functions test it: ablate a neuron where it
-was active, activate it where it was silent, or let nobody see what a head offers at a word; and
-compare the logits of the words read with those of other words as frequent. Logits are taken in
-front of a soft cap (Gemma 2), and without a bias of E_out, which no change moves.
+was active, activate it where it was silent, or let a head move nothing from a word; and compare
+the logits of the words read with those of other words as frequent. Logits are taken in front of a
+soft cap (Gemma 2), and without a bias of E_out, which no change moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -186,94 +186,56 @@ def _existing(model: Model, neurons: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def ablate_values(model: Model, tokens: Tokens, layer: int, head: int,
-                  at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8) -> Tensor:
-    """Change of the logits of tokens `ids` (m,) when no position sees what a head offers at a word.
-
-    At every (text, position) of `at` (n) in the rows `tokens` the value that key-value head `head`
-    offers is set to zero; the change is summed over that position and the `reach` that follow.
-    Returns (n, m). Raises ValueError for a model without a final norm, or a text too short for
-    `reach`.
-    """
-    def change(rows: Tokens, position: Tensor) -> AbstractContextManager:
-        return set_values(model, layer, torch.arange(len(rows)), position, head)
-
-    return _followed(model, tokens, at, ids, reach, change)
-
-
-@torch.no_grad()
 def ablate_moves(model: Model, tokens: Tokens, layer: int, head: int,
                  at: Sequence[tuple[int, int]], ids: Tensor, reach: int = 8,
                  usual: Tensor | None = None) -> Tensor:
-    """As `ablate_values`, for one query head alone where several share a key-value head.
+    """Change of the logits of tokens `ids` (m,) when a query head moves nothing from a word.
 
-    What query head `head` brings from a position, attention times value, is taken out of its
-    output in front of W_O; the heads that share its values keep theirs. Where no head shares, it
-    does what `ablate_values` does. `usual` (n, reach + 1, d): the final states without ablation
-    at each position and those that follow, where they are known: it saves a pass. Raises
-    ValueError as `ablate_values` does.
+    At every (text, position) of `at` (n) in the rows `tokens`, what query head `head` brings from
+    there, attention times value, is taken out of its output in front of W_O. Heads that share its
+    values keep theirs. The change is summed over that position and the `reach` that follow. `usual`
+    (n, reach + 1, d): the final states there without ablation, where they are known: it saves a
+    pass. Returns (n, m). Raises ValueError for a model without a final norm, or a text too short
+    for `reach`.
     """
-    p = model.parameters
-    kv_head, module = p.kv_head(head), p.entry.output(p.blocks[as_index(layer, p.L, "layer")])
-    columns = slice(head * p.d_h, (head + 1) * p.d_h)  # of W_O's input
+    _final_norm(model)
+    position = torch.tensor([[start + i for i in range(reach + 1)] for _, start in at])
+    texts = [tokens[t][: start + reach + 1] for t, start in at]
 
-    @contextmanager
-    def change(rows: Tokens, position: Tensor) -> Iterator[None]:
-        seen = {}
+    def change(chosen: Tensor) -> AbstractContextManager:
+        return _without_moves(model, layer, head, [texts[i] for i in chosen], position[chosen, 0])
 
-        def keep(module: nn.Module, inputs: tuple) -> None:
-            seen["output"] = inputs[0][..., columns].clone()
-            raise _Enough
-
-        def put(module: nn.Module, inputs: tuple) -> tuple:
-            changed = inputs[0].clone()
-            changed[..., columns] = seen["output"]
-            return changed, *inputs[1:]
-
-        without = set_values(model, layer, torch.arange(len(rows)), position, kv_head)
-        with without, hooked([(module, keep, True)]), suppress(_Enough):
-            run(model, rows)  # the head's output without that value, and no further
-        with hooked([(module, put, True)]):
-            yield
-
-    return _followed(model, tokens, at, ids, reach, change, usual)
+    usual = final_states(model, texts, position) if usual is None else usual  # (n, reach + 1, d)
+    moved = final_states(model, texts, position, change) - usual
+    return moved.sum(1) @ model.parameters.E_out[:, ids]
 
 
 class _Enough(Exception):
     """Ends a forward pass of which nothing more is needed."""
 
 
-def _followed(model: Model, tokens: Tokens, at: Sequence[tuple[int, int]], ids: Tensor, reach: int,
-              change: Callable[[Tokens, Tensor], AbstractContextManager],
-              usual: Tensor | None = None) -> Tensor:
-    """Changes of logits, summed over each position of `at` and the `reach` that follow, (n, m).
+@contextmanager
+def _without_moves(model: Model, layer: int, head: int, rows: Tokens,
+                   position: Tensor) -> Iterator[None]:
+    """While the block lasts, `head` brings nothing from position[i] of row i, if these rows run."""
+    p, seen = model.parameters, {}
+    kv_head, module = p.kv_head(head), p.entry.output(p.blocks[as_index(layer, p.L, "layer")])
+    columns = slice(head * p.d_h, (head + 1) * p.d_h)  # of W_O's input
 
-    `change(rows, position)` gives what is in force while the model runs on these rows.
-    """
-    _final_norm(model)
-    position = torch.tensor([[start + i for i in range(reach + 1)] for _, start in at])
-    texts = [tokens[t][: start + reach + 1] for t, start in at]
+    def keep(module: nn.Module, inputs: tuple) -> None:
+        seen["output"] = inputs[0][..., columns].clone()
+        raise _Enough
 
-    def chosen_change(chosen: Tensor) -> AbstractContextManager:
-        return change([texts[i] for i in chosen], position[chosen, 0])
+    def put(module: nn.Module, inputs: tuple) -> tuple:
+        changed = inputs[0].clone()
+        changed[..., columns] = seen["output"]
+        return changed, *inputs[1:]
 
-    usual = final_states(model, texts, position) if usual is None else usual  # (n, reach + 1, d)
-    moved = final_states(model, texts, position, chosen_change) - usual
-    return moved.sum(1) @ model.parameters.E_out[:, ids]
-
-
-def first_positions(tokens: Tokens, ids: Tensor, room: int = 8) -> dict[int, tuple[int, int]]:
-    """Where each of the tokens `ids` (m,) first stands in the rows: {column: (text, position)}.
-
-    Left out are first positions of texts, and positions with fewer than `room` tokens after them.
-    """
-    column = {token: i for i, token in enumerate(ids.tolist())}
-    found: dict[int, tuple[int, int]] = {}
-    for text, row in enumerate(tokens):
-        for position in range(1, len(row) - room):
-            if row[position] in column:
-                found.setdefault(column[row[position]], (text, position))
-    return found
+    without = set_values(model, layer, torch.arange(len(rows)), position, kv_head)
+    with without, hooked([(module, keep, True)]), suppress(_Enough):
+        run(model, rows)  # the head's output without that value, and no further
+    with hooked([(module, put, True)]):
+        yield
 
 
 def _final_norm(model: Model) -> nn.Module:

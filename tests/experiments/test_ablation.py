@@ -12,10 +12,8 @@ from embspace_helpers.experiments.ablation import (
     Effects,
     ablate_moves,
     ablate_neurons,
-    ablate_values,
     activate_neurons,
     effects,
-    first_positions,
     frequency_ranks,
     matched_words,
     used_signs,
@@ -266,19 +264,25 @@ def test_the_words_that_a_neuron_writes_fall_and_rise(kind):
 # ---- heads
 
 
-def test_ablated_values_against_one_pass_at_a_time(kind):
+def test_ablated_moves_against_one_pass_at_a_time(kind):
+    """Where heads share no values, no value at all is the same; else many cases against one."""
     model, reach = tiny_model(kind), 2
+    p = model.parameters
     every = [(t, position) for t, row in enumerate(ROWS) for position in range(len(row) - reach)]
     at = [every[i % 12] for i in permutation(36).tolist()]  # more than one batch, no order
     plain = [logits(model, row) for row in ROWS]
-    for layer, head in ((0, 0), (1, model.parameters.H_kv - 1)):
-        found = ablate_values(model, ROWS, layer, head, at, IDS, reach)
+    for layer, head in ((0, 0), (1, p.H - 1)):
+        found = ablate_moves(model, ROWS, layer, head, at, IDS, reach)
         assert found.shape == (36, 4) and found.abs().amax(1).min() > 1e-6
         for text, position in every:
-            with set_values(model, layer, 0, position, head):
-                moved = logits(model, ROWS[text]) - plain[text]
-            assert not moved[:position].any()  # nothing changes before it
-            expected = sum(moved[i][IDS] for i in range(position, position + reach + 1))
+            if p.H_kv == p.H:
+                with set_values(model, layer, 0, position, head):
+                    moved = logits(model, ROWS[text]) - plain[text]
+                assert not moved[:position].any()  # nothing changes before it
+                expected = sum(moved[i][IDS] for i in range(position, position + reach + 1))
+            else:
+                alone = ablate_moves(model, ROWS, layer, head, [(text, position)], IDS, reach)
+                expected = alone[0]
             for actual, case in zip(found, at):
                 if case == (text, position):
                     close(actual, expected)
@@ -310,39 +314,25 @@ def test_a_query_head_alone_loses_attention_times_value(kind):
 
 
 def test_query_heads_are_ablated_one_by_one(kind):
-    """Where none shares its values it is the same as before, else the group does what all do."""
+    """Also those that share a key-value head; all differ from what the group does."""
     model, at = tiny_model(kind), [(2, 1), (0, 0), (2, 5)]
     p, layer = model.parameters, model.parameters.L - 1
-    for kv_head in range(p.H_kv):
-        heads = [head for head in range(p.H) if p.kv_head(head) == kv_head]
-        whole = ablate_values(model, ROWS, layer, kv_head, at, IDS, 2)
-        alone = [ablate_moves(model, ROWS, layer, head, at, IDS, 2) for head in heads]
-        if len(heads) == 1:
-            close(alone[0], whole)
-        else:
-            assert all((x - whole).abs().min() > 1e-6 for x in alone)
-            assert (alone[0] - alone[1]).abs().min() > 1e-6
+    alone = [ablate_moves(model, ROWS, layer, head, at, IDS, 2) for head in range(p.H)]
+    assert all((a - b).abs().min() > 1e-6 for a, b in pairwise(alone))
+    if p.H_kv < p.H:
+        plain = logits(model, ROWS[2])
+        with set_values(model, layer, 0, 1, 0):
+            whole = (logits(model, ROWS[2]) - plain)[1:4].sum(0)[IDS]
+        heads = [head for head in range(p.H) if p.kv_head(head) == 0]
+        assert all((alone[head][0] - whole).abs().min() > 1e-6 for head in heads)
 
 
 def test_how_far_a_head_is_followed():
     model, at = tiny_model("llama"), [(2, 1), (0, 0)]
-    sums = [ablate_values(model, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
+    sums = [ablate_moves(model, ROWS, 0, 1, at, IDS, reach) for reach in (0, 1, 5)]
     assert all((a - b).abs().min() > 1e-6 for a, b in pairwise(sums))
     with pytest.raises(ValueError, match="1 of 2 positions lie outside"):
-        ablate_values(model, ROWS, 0, 1, at, IDS, reach=6)
-
-
-@pytest.mark.parametrize("room", [0, 2, 4, 8])
-def test_first_positions_with_room_behind_them(room):
-    ids = torch.tensor([9, 1, 30, 5, 7, 3])
-    rows = [ROWS[1], *ROWS, [5] * 12]  # the first has less than `room` tokens
-    expected = {}
-    for column, token in enumerate(ids.tolist()):
-        positions = [(text, i) for text, row in enumerate(rows) for i in range(len(row))
-                     if row[i] == token and i > 0 and len(row[i + 1 :]) >= room]
-        if positions:
-            expected[column] = positions[0]
-    assert first_positions(rows, ids, room) == expected and 3 in expected
+        ablate_moves(model, ROWS, 0, 1, at, IDS, reach=6)
 
 
 # ---- what is refused
@@ -355,7 +345,7 @@ def test_no_changes_without_a_final_norm(kind):
         with pytest.raises(ValueError, match="a head of several layers in front of E_out"):
             change(model, cache, 0, torch.arange(2), IDS)
     with pytest.raises(ValueError, match="a head of several layers in front of E_out"):
-        ablate_values(model, ROWS, 0, 0, [(0, 0)], IDS, 1)
+        ablate_moves(model, ROWS, 0, 0, [(0, 0)], IDS, 1)
 
 
 @pytest.mark.parametrize("lacking, kept", [("states", "neurons"), ("neurons", "states")])
@@ -389,8 +379,8 @@ def test_what_is_not_there_is_refused():
         activate_neurons(model, single, 0, torch.tensor([3]), IDS)
     with pytest.raises(ValueError, match="no layer 2"):
         used_signs(cache, 2)
-    with pytest.raises(ValueError, match="key-value heads are 0 to 2"):
-        ablate_values(model, ROWS, 0, 3, [(0, 0)], IDS, 1)
+    with pytest.raises(ValueError, match="heads are 0 to 2"):
+        ablate_moves(model, ROWS, 0, 3, [(0, 0)], IDS, 1)
 
 
 def test_numbers_of_neurons_may_be_a_list():
