@@ -129,3 +129,8 @@ def test_the_file_that_ships_holds_every_head():
     own = table.pivot_table(index=["model", "layer"], columns="seen", values="own")
     first = own.loc[("smollm2", 0)]  # there the state is the embedding: no position is added
     assert first["embedding"] == first["state"]
+    late = own.loc["smollm2"].loc[20:].mean()  # what notebook 04 says of the curves
+    assert late["dictionary"] < -1.5 and late["state"] < -2 and abs(late["embedding"]) < 0.3
+    assert own.loc["smollm2"].loc[:9].abs().max(axis=None) < 0.2
+    middle = own.loc["twin-a"].loc[1:4].mean()
+    assert middle["dictionary"] < -1 and middle["embedding"] > -0.2
