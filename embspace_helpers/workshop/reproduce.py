@@ -148,7 +148,7 @@ def one_part(part: str, args: argparse.Namespace) -> Run:
             took[part] = f"{(time.monotonic() - begun) / 60:.1f} minutes"
             with whole_file(times) as new:
                 new.write_text(json.dumps(took))
-        table = pd.read_csv(file)
+        table = parts.read_table(file)
         said = f"measured {'before, ' * before}in {took.get(part, 'an earlier run')}"
         return Run(said, PARTS[part].figures(table), table, picture(part, table))
     except Exception as error:  # whatever it is, it goes into the report, and the next part begins

@@ -57,7 +57,12 @@ def piece(args: argparse.Namespace, name: str,
     if not file.exists():
         save_table(make().round(10), file)  # fewer digits tie, and match the diagonal
         print(f"{name}: done", flush=True)
-    return pd.read_csv(file)
+    return read_table(file)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of results; the words "null", "None" and "NA" in it are words."""
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
 def some(rows: Tensor, n: int | None) -> Tensor:

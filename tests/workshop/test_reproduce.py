@@ -17,7 +17,12 @@ from embspace_helpers.experiments.statistics import jaccard_at_k
 from embspace_helpers.experiments.stitching import Stream
 from embspace_helpers.workshop import finetune, measure_stitching, reproduce, reproduce_parts
 from embspace_helpers.workshop.reproduce import PARTS, head, main
-from embspace_helpers.workshop.reproduce_figures import Figure, of_displacement, of_jaccard
+from embspace_helpers.workshop.reproduce_figures import (
+    Figure,
+    of_displacement,
+    of_examples,
+    of_jaccard,
+)
 from embspace_helpers.workshop.reproduce_pictures import PICTURES
 from embspace_helpers.workshop.reproduce_report import ABOUT, MODELS, PAPER
 from embspace_helpers.workshop.stitching_recipes import Guest
@@ -256,6 +261,20 @@ def test_the_report_explains_its_numbers(out):
     assert "prefers-color-scheme: dark" in page and "These are not the paper" in page
     paper = pd.read_csv(PAPER)
     assert set(ABOUT) == set(PARTS) == set(paper["part"])
+
+
+def test_words_that_look_like_nothing_are_words(tmp_path):
+    lists = {("key", "E"): ["null", "None"], ("value", "E"): ["NA", "nan"],
+             ("random direction", "E"): ["a", "b"], ("key", "dictionary"): ["N/A", "c"],
+             ("random direction", "dictionary"): ["d", "e"]}
+    rows = [{"what": what, "reading": reading, "rank": rank, "words": word, "score": 1.0}
+            for (what, reading), words in lists.items() for rank, word in enumerate(words, 1)]
+    rows += [{"what": what, "reading": "E", "rank": 1, "words": "null → NA", "score": 9.0}
+             for what in ("W_VO", "W_VO, turned", "W_QK", "W_QK, turned")]
+    pd.DataFrame(rows).to_csv(tmp_path / "examples.csv", index=False)
+    found = of_examples(reproduce_parts.read_table(tmp_path / "examples.csv"))
+    assert found["words of the FF key through E"] == Figure("null None", "a b", "1 neuron")
+    assert found["words of the FF value through E"].measured == "NA nan"
 
 
 def test_figures_have_the_spread_of_their_units():
