@@ -14,6 +14,7 @@ from torch import Tensor
 
 BLOCK = 64
 TILE = 64 * BLOCK  # columns that are multiplied at once: their scores stay in the cache
+FEW = 128  # rows for which that is not worth it
 
 
 def top_k(scores: Tensor, k: int, largest: bool = True) -> tuple[Tensor, Tensor]:
@@ -48,15 +49,17 @@ class Scan:
     taken, and blocks that may hold one of the k best are kept: those whose end is no worse than
     the k-th end of the tiles before. `columns` (d, m). `signs`: 1 for the largest, -1 for the
     smallest. `rows`: of x, at most. `first`: `top` may be asked about so many first columns alone.
-    `dropped`: columns, in ascending order, that are never among the best. Memory: rows x `tile`
-    scores and, for scores in no special order, three to five times as many kept ones. With a tile
-    of all columns nothing is kept apart, which is faster for long lists of both signs.
+    `dropped`: columns, in ascending order, that are never among the best. `tile`: its columns;
+    default `TILE`, all for `FEW` rows. Memory: rows x tile scores and, for scores in no special
+    order, three to five times as many kept ones. With a tile of all columns nothing is kept apart,
+    which is faster where both signs are asked for.
     """
 
     def __init__(self, columns: Tensor, k: int, signs: Sequence[int] = (1, -1), rows: int = 512,
-                 first: int = 0, dropped: Tensor | None = None, tile: int = TILE):
+                 first: int = 0, dropped: Tensor | None = None, tile: int | None = None):
         """Make room; nothing is computed yet."""
         self.columns, self.k, self.m, self.first = columns, k, columns.shape[1], first
+        tile = tile or (self.m if rows <= FEW else TILE)
         self.per = -(-min(tile, self.m) // BLOCK)  # blocks of a tile
         self.step = self.per * BLOCK
         starts = [*range(0, self.m, self.step), self.m]
