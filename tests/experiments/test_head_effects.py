@@ -123,7 +123,8 @@ def test_the_file_that_ships_holds_every_head():
     table = pd.read_csv(HEAD_RESULTS)
     assert not table.duplicated(["model", "layer", "head", "seen"]).any()
     heads = table.drop_duplicates(["model", "layer", "head"])["model"].value_counts().to_dict()
-    assert heads == {"smollm2": 30 * 9, "twin-a": 6 * 3} and len(table) == 3 * (30 * 9 + 6 * 3)
+    assert heads == {"smollm2": 30 * 9, "wide-w": 8 * 4, "twin-a": 6 * 3, "twin-b": 6 * 3}
+    assert len(table) == 3 * sum(heads.values())
     assert (table["texts"] == 8).all() and (table["source"] == "embedded").all()
     assert (table["low"] <= table["own"]).all() and (table["own"] <= table["high"]).all()
     own = table.pivot_table(index=["model", "layer"], columns="seen", values="own")
@@ -134,3 +135,6 @@ def test_the_file_that_ships_holds_every_head():
     assert own.loc["smollm2"].loc[:9].abs().max(axis=None) < 0.2
     middle = own.loc["twin-a"].loc[1:4].mean()
     assert middle["dictionary"] < -1 and middle["embedding"] > -0.2
+    for name, fall in (("twin-b", -1.8), ("wide-w", -2.2)):
+        later = own.loc[name].loc[1:].mean()
+        assert later["dictionary"] == pytest.approx(fall, abs=0.05) and later["embedding"] > -0.25
