@@ -6,8 +6,8 @@ from torch import Tensor
 from embspace_helpers.reading.arrays import one_thread
 
 # Whose embedding judges the lists of a known model: trained apart from it, but on words it knows.
-JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "wide-w": "twin-a", "minilm": "smollm2",
-          "smollm2": "minilm"}
+JUDGES = {"twin-a": "twin-b", "twin-b": "twin-a", "wide-w": "twin-a", "untied-u": "twin-a",
+          "minilm": "smollm2", "smollm2": "minilm"}
 
 
 class Judge:

@@ -15,7 +15,7 @@ import platformdirs
 from embspace_helpers.reading import hub
 
 FETCH = "python -m embspace_helpers.fetch"
-MODELS = {"twin-a": "bundled", "twin-b": "bundled", "wide-w": "bundled",
+MODELS = {"twin-a": "bundled", "twin-b": "bundled", "wide-w": "bundled", "untied-u": "bundled",
           "minilm": "fetched", "smollm2": "fetched"}  # the course's models, and where they are
 POSSIBLE = (f"without a network there are {', '.join(MODELS)}, your own folders and .gguf files; "
             "with one, any name on the hub.")

@@ -87,7 +87,7 @@ def test_what_cannot_be_judged_is_told(call, said):
 
 
 def test_known_models_are_judged_by_another_known_one():
-    assert set(JUDGES) == set(JUDGES.values()) | {"wide-w"}
+    assert set(JUDGES) == set(JUDGES.values()) | {"wide-w", "untied-u"}
     assert all(name != judge for name, judge in JUDGES.items())
 
 

@@ -117,7 +117,17 @@ def test_wide_w_shares_the_twins_vocabulary_and_no_shape():
     assert torch.equal(*counts)
 
 
-@pytest.mark.parametrize("name", ["twin-a", "twin-b", "wide-w"])
+def test_untied_u_shares_the_twins_vocabulary_and_has_two_embeddings():
+    (_, tokenizer), (model, same) = load_model("twin-a"), load_model("untied-u")
+    assert type(model) is transformers.GPTNeoXForCausalLM
+    assert tokenizer.get_vocab() == same.get_vocab()
+    E, E_out = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert E.shape == E_out.shape == (8192, 192) and E.data_ptr() != E_out.data_ptr()
+    cosines = torch.nn.functional.cosine_similarity(E - E.mean(0), E_out - E_out.mean(0))
+    assert cosines.abs().mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ["twin-a", "twin-b", "wide-w", "untied-u"])
 def test_bundled_models_have_learnt_the_text(name):
     model, tokenizer = load_model(name)
     untrained, _ = load_untrained(name)
