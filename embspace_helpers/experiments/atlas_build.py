@@ -62,9 +62,8 @@ class Build:
         self.about = {
             "version": VERSION, "reading": reading, "directions": str(self.directions),
             "k": str(self.k), "L": str(p.L), "d": str(p.d), "e": str(p.e),
-            "groups": " ".join(groups_of(p)), **(about or {})}
-        if not p.tied:  # files of tied models stay as they are
-            self.about["sides"] = " ".join(side_of(p, group) for group in groups_of(p))
+            "groups": " ".join(groups_of(p)),
+            "sides": " ".join(side_of(p, group) for group in groups_of(p)), **(about or {})}
 
     @cached_property
     def listers(self) -> dict[str, Lister]:

@@ -296,7 +296,7 @@ def test_errors_of_like(found, gpt2):
 def test_an_atlas_of_every_architecture(kind):
     model = worded(kind)
     p, found = model.parameters, build_atlas(model, k=5, directions=2, progress=False)
-    assert p.tied == model.model.config.tie_word_embeddings == ("sides" not in found.about)
+    assert p.tied == model.model.config.tie_word_embeddings == ("E_out" not in found.about["sides"])
     ids, _ = lists_of(found)
     for group in p.groups:
         part = (found.rows["group"] == group) & (found.rows["layer"] == 1)
